@@ -1,0 +1,70 @@
+"""Writing files: whole or not at all, and never over something that the user could miss."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+from llmcheck.errors import UserError
+
+
+def write_atomically(path: str, data: bytes, *, flag: str, replaceable: Callable[[bytes], bool], force: bool = False) -> None:
+    """Write `data` to `path` through a temporary file beside it.
+
+    An existing file is replaced only when `replaceable` says so of its content, or with `force`. Raises UserError that names `flag`.
+    """
+    target = os.path.realpath(path)  # replace what a link points to, not the link
+    mode = 0o666
+    try:
+        status = os.stat(target)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as reason:
+        raise _cannot(path, flag, reason) from reason
+    else:
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise UserError(f"cannot write {path}: it is {kind}", code="output", where=f"{flag} {path}", hint="name a file")
+        mode = stat.S_IMODE(status.st_mode)
+        if not force and not _replaceable(target, replaceable, path, flag):
+            raise UserError(
+                f"{path} exists and is not an unchanged file of llmcheck's",
+                code="exists",
+                where=f"{flag} {path}",
+                why="replacing it could lose your work",
+                hint="choose another name, or add --force",
+            )
+    try:
+        _replace(target, data, mode)
+    except (OSError, ValueError) as reason:
+        raise _cannot(path, flag, reason) from reason
+
+
+def _replaceable(target: str, judge: Callable[[bytes], bool], path: str, flag: str) -> bool:
+    try:
+        with open(target, "rb") as file:
+            return judge(file.read())
+    except OSError as reason:
+        raise _cannot(path, flag, reason) from reason
+
+
+def _replace(target: str, data: bytes, mode: int) -> None:
+    scratch = f"{target}.{os.getpid()}.part"
+    # O_EXCL: never through a file or link that someone else put there. The umask applies to new files; an old one's mode is kept.
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, target)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+def _cannot(path: str, flag: str, reason: Exception) -> UserError:
+    why = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+    hint = "make its folder first" if isinstance(reason, FileNotFoundError) else ""
+    return UserError(f"cannot write {path}", code="output", where=f"{flag} {path}", why=why, hint=hint)

@@ -1,0 +1,105 @@
+"""Reading JSON that strangers wrote: bounded, strict, and with errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import Any
+
+from llmcheck.errors import UserError
+
+MAX_BYTES = 64 << 20  # no file that we read is near it: the largest model configurations are below 1 MiB, plan files below 2
+
+
+class _BadValueError(ValueError):
+    """Raised by the parser's hooks."""
+
+
+def load(path: str, *, what: str, where: str = "", max_bytes: int = MAX_BYTES) -> Any:
+    """The document at `path`, as Python values. Raises UserError; `what` names the file in messages ("DeepSpeed configuration")."""
+    return loads(read_bytes(path, what=what, where=where, max_bytes=max_bytes), what=what, where=where or path)
+
+
+def read_bytes(path: str, *, what: str, where: str = "", max_bytes: int = MAX_BYTES) -> bytes:
+    """The content of the regular file at `path`. Raises UserError when it cannot be read or is larger than `max_bytes`."""
+    place = where or path
+    try:
+        with open(path, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"the {what} is not a regular file: {path}", code="unreadable", where=place)
+            data = file.read(max_bytes + 1)
+    except OSError as reason:
+        hint = "check the path" if isinstance(reason, FileNotFoundError) else ""
+        raise UserError(
+            f"cannot read the {what}: {path}", code="unreadable", where=place, why=reason.strerror or str(reason), hint=hint
+        ) from reason
+    except ValueError as reason:  # a NUL in the path
+        raise UserError(f"cannot read the {what}: {path!r}", code="unreadable", where=place, why=str(reason)) from reason
+    if len(data) > max_bytes:
+        raise UserError(f"the {what} is larger than {max_bytes >> 20} MiB: {path}", code="too-large", where=place, hint="is this the file?")
+    return data
+
+
+def loads(data: bytes, *, what: str, where: str) -> Any:
+    """The document in `data`. Repeated keys, NaN, infinities and numbers of thousands of digits are errors, as is deep nesting."""
+    try:
+        text = data.decode("utf-8-sig")
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats, parse_float=_finite)
+    except UnicodeDecodeError as reason:
+        raise UserError(f"the {what} is not UTF-8 text", code="not-json", where=where, why=f"byte {reason.start}") from reason
+    except json.JSONDecodeError as reason:
+        at_end = reason.pos >= len(text.rstrip())
+        raise UserError(
+            f"the {what} is not valid JSON" + (": it ends too early" if at_end else ""),
+            code="not-json",
+            where=f"{where}, line {reason.lineno}, column {reason.colno}",
+            why=reason.msg,
+            hint="the file is empty" if not text.strip() else "is the file complete?" if at_end else "",
+        ) from reason
+    except _BadValueError as reason:
+        raise UserError(f"the {what} is not acceptable JSON", code="not-json", where=where, why=str(reason)) from reason
+    except RecursionError as reason:
+        raise UserError(f"the {what} is nested too deeply", code="not-json", where=where) from reason
+    except ValueError as reason:  # an integer beyond the interpreter's limit of digits
+        raise UserError(f"the {what} holds a number that is too long", code="not-json", where=where) from reason
+
+
+def load_object(path: str, *, what: str, where: str = "", max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Like :func:`load` for a file that must hold a JSON object."""
+    document = load(path, what=what, where=where, max_bytes=max_bytes)
+    if not isinstance(document, dict):
+        raise UserError(f"the {what} must be a JSON object, not {kind_of(document)}", code="not-json", where=where or path)
+    return document
+
+
+def kind_of(value: object) -> str:
+    """`value`'s JSON type, with its article."""
+    if value is None:
+        return "null"
+    for kinds, name in (((bool,), "true or false"), ((int, float), "a number"), ((str,), "a string"), ((list, tuple), "a list")):
+        if isinstance(value, kinds):
+            return name
+    return "an object"
+
+
+def _no_constant(name: str) -> Any:
+    raise _BadValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise _BadValueError(f"{text[:40]} is too large")
+    return value
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _BadValueError(f"the key {key[:60]!r} is given twice")
+            seen.add(key)
+    return document

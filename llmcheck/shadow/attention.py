@@ -1,0 +1,210 @@
+"""Attention: scaled_dot_product_attention by back end, the eager path of transformers, and the masks.
+
+Shapes: query [b, H, s, d], key and value [b, Hkv, s, d]. Sources: ``aten/native/transformers/cuda/attention.cu`` and
+``attention_backward.cu``, ``transformers/masking_utils.py``, ``integrations/sdpa_attention.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmcheck.shadow import ops
+from llmcheck.shadow.kernels import flash_backward_buffers
+from llmcheck.shadow.tensor import Storage, Tensor, cur, keep, record
+from llmcheck.units import round_up
+
+
+def repeat_kv(t: Tensor, n: int) -> Tensor:
+    """Key or value heads repeated `n` times: a copy."""
+    if n == 1:
+        return t
+    b, h, s, d = t.shape
+    return ops.reshape(ops.expand(ops.unsqueeze(t, 2), b, h, n, s, d), b, h * n, s, d)
+
+
+def _choose(q: Tensor, v: Tensor, mask: Tensor | None, gqa: bool) -> str:
+    d, dv = q.shape[-1], v.shape[-1]
+    backends = cur.kernels.sdpa_backends if cur.kernels is not None else ("cudnn",)
+    for name in backends:
+        if q.item == 4 and name in ("cudnn", "flash"):
+            continue
+        if name == "cudnn" and (d > 128 or dv > 128 or d % 8 or dv % 8):
+            continue
+        if name == "flash" and (mask is not None or d > 256 or d != dv):
+            continue
+        if name == "efficient" and gqa:
+            continue
+        return name
+    return "math"
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """``F.scaled_dot_product_attention``; result [b, H, s, dv] in the query's layout."""
+    gqa = q.shape[1] != k.shape[1]
+    name = _choose(q, v, mask, gqa)
+    if name == "math":
+        return _math(q, k, v, mask, dropout)
+    b, heads, s, d = q.shape
+    dv = v.shape[-1]
+    item = q.item
+    if name == "cudnn":
+        seeds = (Storage(8), Storage(8))
+        out = Tensor((b, heads, s, dv), item, None, ops.dense_strides((b, heads, s, dv), q.strides))
+        lse = Storage(4 * b * heads * s)
+        workspace = Storage(256)
+        del workspace
+    elif name == "flash":
+        pad = -d % 8
+        if pad:  # q, k, v padded to a multiple of eight
+            q, k, v = _padded(q, pad), _padded(k, pad), _padded(v, pad)
+        out = ops.transpose(Tensor((b, s, heads, dv + pad), item), 1, 2)
+        if pad:
+            out = ops.narrow(out, -1, dv)
+        lse = Storage(4 * b * heads * s)
+        seeds = (Storage(8), Storage(8))
+    else:
+        out = ops.transpose(Tensor((b, s, heads, dv), item), 1, 2)
+        lse = Storage(4 * b * heads * round_up(s, 32))
+        seeds = (Storage(8), Storage(8))
+    out.view = False
+    if cur.grad and (q.req or k.req or v.req):
+        shapes = [(t.shape, t.strides) for t in (q, k, v)]
+
+        def back(saved: Any, g: Tensor) -> list[Tensor | None]:
+            if name == "cudnn":
+                grads: list[Tensor | None] = [Tensor(sh, item, None, ops.dense_strides(sh, st)) for sh, st in shapes]
+                work = Storage(8 * b * s * heads * d + 4 * b * heads * s + 256)
+                del work
+                return grads
+            if name == "flash":
+                kv = shapes[1][0][1]
+                accumulator, delta = flash_backward_buffers(b, heads, s, d)
+                dq = ops.transpose(Tensor((b, s, heads, d), item), 1, 2)
+                dk = ops.transpose(Tensor((b, s, kv, d), item), 1, 2)
+                dv_ = ops.transpose(Tensor((b, s, kv, d), item), 1, 2)
+                temps = [Storage(delta), Storage(accumulator)]
+                if kv != heads:
+                    temps += [Storage(b * s * heads * d * item), Storage(b * s * heads * d * item)]
+                del temps
+                return [dq, dk, dv_]
+            grads = [ops.transpose(Tensor((sh[0], sh[2], sh[1], sh[3]), item), 1, 2) for sh, _ in shapes]
+            temps = [Storage(4 * b * heads * s), Storage(4 * b * heads * s * d)]
+            del temps
+            return grads
+
+        record(out, back, (q, k, v), (keep(q), keep(k), keep(v), out.st, lse, *seeds, mask and keep(mask)))
+    return out
+
+
+def _padded(t: Tensor, pad: int) -> Tensor:
+    out = Tensor(t.shape[:-1] + (t.shape[-1] + pad,), t.item)
+    if cur.grad and t.req:
+        shape, item = t.shape, t.item
+        record(out, lambda s, g: (Tensor(shape, item),), (t,), ())
+    return out
+
+
+def _math(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """``_scaled_dot_product_attention_math``: scale q and k, product, mask, softmax, dropout, product."""
+    n = q.shape[1] // k.shape[1]
+    if n > 1:
+        k, v = repeat_kv(k, n), repeat_kv(v, n)
+    q = ops.scale(q)
+    k = ops.scale(k)
+    scores = ops.matmul(q, ops.transpose(k, -2, -1))
+    if mask is None:
+        mask = Tensor(scores.shape[-2:], q.item)
+    scores = ops.add(scores, mask, scores.item)
+    probs = ops.softmax(scores)
+    del scores
+    probs = ops.dropout(probs, dropout)
+    return ops.matmul(probs, v)
+
+
+def sdpa_attention_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """``sdpa_attention_forward`` of transformers: [b, s, H, d], contiguous."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and not (mask is None and k.shape[-1] == v.shape[-1] <= 256):
+        k = repeat_kv(k, groups)
+        v = repeat_kv(v, groups)
+    out = sdpa(q, k, v, mask, dropout)
+    return ops.contiguous(ops.transpose(out, 1, 2))
+
+
+def eager_attention_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    """``eager_attention_forward`` of transformers (Llama's): output [b, s, H, d] and the probabilities."""
+    groups = q.shape[1] // k.shape[1]
+    key_states = repeat_kv(k, groups)
+    value_states = repeat_kv(v, groups)
+    attn_weights = ops.scale(ops.matmul(q, ops.transpose(key_states, 2, 3)))
+    if mask is not None:
+        attn_weights = ops.add(attn_weights, mask)
+    attn_weights = ops.cast(ops.softmax_fp32(attn_weights), q.item)
+    attn_weights = ops.dropout(attn_weights, dropout)
+    attn_output = ops.matmul(attn_weights, value_states)
+    attn_output = ops.contiguous(ops.transpose(attn_output, 1, 2))
+    return attn_output, attn_weights
+
+
+def flash_attention_forward(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """The ``flash-attn`` package through transformers: [b, s, H, d]; q, k, v are transposed back without a copy."""
+    b, heads, s, d = q.shape
+    kv = k.shape[1]
+    item = q.item
+    q, k, v = (ops.contiguous(ops.transpose(t, 1, 2)) if t.strides is None else ops.transpose(t, 1, 2) for t in (q, k, v))
+    out = Tensor((b, s, heads, d), item)
+    lse = Storage(4 * b * heads * s)
+    if cur.grad and (q.req or k.req or v.req):
+
+        def back(saved: Any, g: Tensor) -> list[Tensor | None]:
+            accumulator, delta = flash_backward_buffers(b, heads, s, d)
+            grads: list[Tensor | None] = [Tensor((b, s, n, d), item) for n in (heads, kv, kv)]
+            temps = [Storage(delta), Storage(accumulator)]
+            if kv != heads:
+                temps += [Storage(b * s * heads * d * item), Storage(b * s * heads * d * item)]
+            del temps
+            return grads
+
+        record(out, back, (q, k, v), (keep(q), keep(k), keep(v), out.st, lse))
+    return out
+
+
+def attention(kind: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """The attention interface by name; [b, s, H, d]."""
+    if kind == "eager":
+        return eager_attention_forward(q, k, v, mask, dropout)[0]
+    if kind == "flash":
+        return flash_attention_forward(q, k, v, dropout)
+    return sdpa_attention_forward(q, k, v, mask, dropout)
+
+
+def causal_mask(kind: str, batch: int, seq: int, item: int, window: int | None = None) -> Tensor | None:
+    """``create_causal_mask`` / ``create_sliding_window_causal_mask`` with an attention mask of ones.
+
+    SDPA needs none unless a window is active (then a byte mask [b, 1, s, s]); eager takes an additive mask in the model's type.
+    """
+    if kind == "flash":
+        return None
+    if kind == "sdpa" and not (window is not None and seq >= window):
+        return None
+    masked = _byte_mask(batch, seq, window)
+    if kind == "sdpa":
+        return masked
+    return Tensor((batch, 1, seq, seq), item)  # torch.where(mask, 0, min)
+
+
+def _byte_mask(batch: int, seq: int, window: int | None) -> Tensor:
+    """``causal & padding`` by broadcasting: [1, 1, s, s] comparisons, then [b, 1, s, s]."""
+    keep_alive = Tensor((1, 1, seq, seq), 1)
+    if window is not None and seq:
+        inside = Tensor((1, 1, seq, seq), 1)
+        both = Tensor((1, 1, seq, seq), 1)
+        keep_alive = both
+        del inside, both
+    else:
+        both = Tensor((1, 1, seq, seq), 1)
+        keep_alive = both
+        del both
+    out = Tensor((batch, 1, seq, seq), 1)
+    del keep_alive
+    return out

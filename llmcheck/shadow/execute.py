@@ -1,0 +1,90 @@
+"""Execute a recipe in miniature: construct the model, initialise DeepSpeed, run training steps; the result is a tape of allocations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmcheck.shadow import lora
+from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
+from llmcheck.shadow.kernels import Kernels
+from llmcheck.shadow.module import Build
+from llmcheck.shadow.optim import OptimizerState
+from llmcheck.shadow.tensor import Tape, Tensor, backward, cur
+from llmcheck.shadow.zero.stage12 import Stage12
+from llmcheck.types import TrainingRecipe
+
+if TYPE_CHECKING:
+    from llmcheck.dsconfig import ZeroSettings
+
+ITEM = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+def execute(
+    family: Family,
+    config: Config,
+    recipe: TrainingRecipe,
+    settings: ZeroSettings,
+    *,
+    kernels: Kernels,
+    rank: int,
+    world: int,
+    device_bytes: int,
+    steps: int,
+) -> Tape:
+    """The tape of rank `rank` of `world`: phases model, init, then fwdK, bwdK, stepK for `steps` steps.
+
+    `device_bytes`: memory that the driver would report as free before the model is built.
+    """
+    tape = Tape()
+    cur.reset(tape, kernels)
+    item = ITEM[recipe.precision]
+    run = Run(attention=recipe.attention, loss=recipe.loss, checkpointing=recipe.checkpointing, liger=recipe.loss == "liger")
+    cur.category = "weights"
+    build = Build(item)
+    model = family.build(build, config, run)
+    if recipe.lora is not None:
+        lora.inject(model, recipe.lora, family, build)
+        model.require_input_grads = recipe.checkpointing
+    tape.mark("phase", "model")
+    engine = _initialize(model, recipe, settings, item, rank, world, device_bytes)
+    tape.mark("phase", "init")
+    _train(model, engine, recipe, kernels, tape, steps)
+    cur.reset(Tape())
+    return tape
+
+
+def _initialize(
+    model: CausalLM, recipe: TrainingRecipe, settings: ZeroSettings, item: int, rank: int, world: int, device_bytes: int
+) -> Any:
+    optimizer = OptimizerState(recipe.optimizer)
+    params = [p for p in model.parameters() if p.req]
+    engine = Stage12(params, settings, rank=rank, world=world, item=item, optimizer=optimizer)
+    used = sum(p.nbytes for p in model.parameters())
+    engine.initialize(device_bytes - used)
+    return engine
+
+
+def _train(model: CausalLM, engine: Any, recipe: TrainingRecipe, kernels: Kernels, tape: Tape, steps: int) -> None:
+    shape = (recipe.micro_batch_size, recipe.seq_len)
+    ids: Tensor | None = None
+    accum = min(recipe.grad_accum_steps, 3)  # the third micro-step repeats the second
+    for step in range(steps):
+        for micro in range(accum):
+            cur.category = "inputs"
+            ids = Tensor(shape, 8)
+            mask = Tensor(shape, 8)
+            cur.category = "activations"
+            engine.boundary = micro == accum - 1
+            loss, logits = model(ids, mask, ids)
+            if micro == 0:
+                tape.mark("phase", f"fwd{step}")
+            kernels.in_backward = True
+            backward(loss)
+            kernels.in_backward = False
+            engine.epilogue()
+            if micro == accum - 1:
+                tape.mark("phase", f"bwd{step}")
+            del loss, logits, mask
+            if engine.boundary:
+                engine.step()
+        tape.mark("phase", f"step{step}")

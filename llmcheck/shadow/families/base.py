@@ -1,0 +1,59 @@
+"""What a family provides, and what all causal language models share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmcheck.shadow.module import Build, Module
+from llmcheck.shadow.tensor import Tensor
+
+
+class Config:
+    """Attribute access to a complete configuration."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the family's defaults lack {name!r}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a model's forward needs to know of the recipe."""
+
+    attention: str = "sdpa"
+    loss: str = "hf"
+    checkpointing: bool = True
+    liger: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: how to build it, the defaults of its configuration class, and its usual LoRA targets."""
+
+    name: str
+    build: Callable[[Build, Config, Run], CausalLM]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    linear_targets: tuple[str, ...] = ()
+    attention_targets: tuple[str, ...] = ()
+    supports_sdpa: bool = True
+
+
+class CausalLM(Module):
+    """A causal language model. `input_embeddings()` is what ``enable_input_require_grads`` hooks."""
+
+    require_input_grads = False
+
+    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(loss, logits): both live until the caller drops them."""
+        raise NotImplementedError
+
+    def embed(self, embedding: Module, ids: Tensor) -> Tensor:
+        """The token embedding; with frozen weights under checkpointing its result becomes a leaf that requires a gradient."""
+        out: Tensor = embedding(ids)
+        if self.require_input_grads and not out.req:
+            out.req = True
+        return out

@@ -1,0 +1,106 @@
+"""Buffers that CUDA kernels and libraries allocate inside an operator, by GPU.
+
+Sources: ATen (``native/cuda/Reduce.cuh``, ``layer_norm_kernel.cu``, ``EmbeddingBackwardKernel.cu``, ``transformers/cuda/attention*.cu``),
+``CUDABlas.cpp`` of torch 2.11, and the allocator traces of an H100.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmcheck.shadow.tensor import Storage, Tensor, cur
+from llmcheck.types import GpuSpec
+from llmcheck.units import ceil_div, round_up
+
+# Resident threads of one multiprocessor, by compute capability (CUDA C programming guide, table "Technical Specifications").
+_THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
+MIB = 1 << 20
+
+
+def _last_pow2(n: int) -> int:
+    return 1 << (max(n, 1).bit_length() - 1)
+
+
+@dataclass
+class Kernels:
+    """State of one simulated process on one kind of GPU."""
+
+    num_sms: int
+    threads_per_sm: int
+    cublas_workspace_bytes: int
+    sdpa_backends: tuple[str, ...]  # in the order in which torch tries them
+    fp16: bool = False
+
+    def __post_init__(self) -> None:
+        self._cublas: dict[bool, Storage] = {}
+        self._lt: dict[bool, Storage] = {}
+        self.in_backward = False
+
+    def matmul_workspace(self, lt: bool) -> None:
+        """The first product of a thread allocates cuBLAS' workspace; the first one with a fused bias cuBLASLt's (1 MiB)."""
+        table = self._lt if lt else self._cublas
+        if self.in_backward not in table:
+            nbytes = MIB if lt else self.cublas_workspace_bytes
+            before, cur.category = cur.category, "workspace"
+            table[self.in_backward] = Storage(nbytes)
+            cur.category = before
+
+    def reduction_buffer_bytes(self, rows: int, cols: int) -> int:
+        """Cross-block buffer of a sum over the rows of a [rows, cols] tensor (`setReduceConfig`, fp32 accumulation)."""
+        vec = 4 if cols % 4 == 0 else 2 if cols % 2 == 0 else 1
+        threads = 512 // vec
+        dim0 = cols // vec
+        pow0 = _last_pow2(dim0) if dim0 < threads else threads
+        pow1 = _last_pow2(rows) if rows < threads else threads
+        width = min(pow0, 32)
+        height = min(pow1, threads // width)
+        width = min(pow0, threads // height)
+        if rows < height * 16 and rows < 256:
+            return 0
+        per_thread = ceil_div(rows, height)
+        grid = ceil_div(dim0, width)
+        target = self.num_sms * (self.threads_per_sm // (width * height))
+        if per_thread < 256 or grid > target:
+            return 0
+        ctas = max(min(ceil_div(target, grid), ceil_div(per_thread, 16)), ceil_div(per_thread, 256))
+        return 4 * cols * ctas * width * vec if ctas > 1 else 0
+
+    def layer_norm_partial_bytes(self, rows: int, cols: int, item: int) -> tuple[int, ...]:
+        """Partial sums of gamma's and beta's gradients: only where few columns meet many rows."""
+        if rows > 64 * 1024 and cols // 32 < self.num_sms // 2:
+            parts = self.num_sms // 2
+            return (4 * parts * cols, 4 * parts * cols)
+        return ()
+
+    def embedding_backward(self, rows: int, vocab: int, cols: int) -> None:
+        """Sorting and segment buffers of the dense embedding gradient (more than 3072 indices)."""
+        if rows <= 3072:
+            return
+        keep = [Storage(8 * rows) for _ in range(3)]
+        del keep
+
+
+def kernels_for(gpu: GpuSpec, *, fp16: bool = False) -> Kernels:
+    """The kernel behaviour of `gpu`.
+
+    cuBLAS workspace: 32 MiB on Hopper (read off our traces), 8.125 MiB on older cards (``:4096:2:16:8``, CUDABlas.cpp).
+    """
+    hopper = gpu.compute_capability[0] >= 9
+    order = ("cudnn", "flash", "efficient", "math") if hopper and gpu.compute_capability[0] in (9, 10) else ("flash", "efficient", "math")
+    if gpu.compute_capability < (8, 0):
+        order = ("efficient", "math")
+    return Kernels(
+        num_sms=gpu.num_sms,
+        threads_per_sm=_THREADS_PER_SM.get(gpu.compute_capability, 2048),
+        cublas_workspace_bytes=32 * MIB if hopper else 4096 * 1024 * 2 + 16 * 1024 * 8,
+        sdpa_backends=order,
+        fp16=fp16,
+    )
+
+
+def flash_backward_buffers(batch: int, heads: int, seq: int, head_dim: int) -> tuple[int, int]:
+    """FlashAttention-2's fp32 dq accumulator and softmax_d, bytes."""
+    rounded = round_up(seq, 128)
+    return 4 * batch * heads * rounded * round_up(head_dim, 32), 4 * batch * heads * rounded
+
+

@@ -1,0 +1,172 @@
+"""Modules: a tree of parameters and children in the order of construction, called through one hook point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llmcheck.shadow import ops
+from llmcheck.shadow.checkpoint import checkpoint
+from llmcheck.shadow.tensor import Param, Storage, Tensor, cur
+
+
+class Module:
+    """Base of all shadow modules. Attributes that are modules, parameters or lists of modules form the tree."""
+
+    def __call__(self, *args: Any) -> Any:
+        hooks = cur.hooks
+        if hooks is not None:
+            return hooks.call(self, args)
+        return self.forward(*args)
+
+    def forward(self, *args: Any) -> Any:
+        raise NotImplementedError
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        for key, value in self.__dict__.items():
+            if isinstance(value, Module):
+                yield key, value
+            elif type(value) is list:
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{key}.{i}", item
+
+    def own_params(self) -> Iterator[tuple[str, Param]]:
+        for key, value in self.__dict__.items():
+            if isinstance(value, Param):
+                yield key, value
+
+    def modules(self) -> Iterator[Module]:
+        yield self
+        for _, child in self.children():
+            yield from child.modules()
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        yield prefix, self
+        for key, child in self.children():
+            yield from child.named_modules(f"{prefix}.{key}" if prefix else key)
+
+    def named_parameters(self, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Param]]:
+        """Parameters in module order, each once (a tied one where it first appears)."""
+        seen = set() if seen is None else seen
+        for key, p in self.own_params():
+            if id(p) not in seen:
+                seen.add(id(p))
+                yield f"{prefix}.{key}" if prefix else key, p
+        for key, child in self.children():
+            yield from child.named_parameters(f"{prefix}.{key}" if prefix else key, seen)
+
+    def parameters(self) -> list[Param]:
+        return [p for _, p in self.named_parameters()]
+
+
+class Build:
+    """How parameters are made while a model is constructed. ZeRO-3 replaces `make`."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+
+    def param(self, *shape: int, item: int = 0) -> Param:
+        before, cur.category = cur.category, "weights"
+        p = Param(shape, item or self.item)
+        cur.category = before
+        return p
+
+    def finish(self, module: Module) -> None:
+        """Called when `module`'s own constructor has made its parameters (ZeRO-3 partitions them here)."""
+
+    def tied(self, module: Module, key: str, to: Param) -> None:
+        """Tie `module.key` to a parameter made before: the own storage is dropped."""
+        setattr(module, key, to)
+
+
+class Linear(Module):
+    """``nn.Linear``. `lora` is set where an adapter wraps it."""
+
+    def __init__(self, build: Build, k: int, n: int, bias: bool = False) -> None:
+        self.weight = build.param(n, k)
+        if bias:
+            self.bias: Param | None = build.param(n)
+        else:
+            self.bias = None
+        build.finish(self)
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Conv1D(Module):
+    """GPT-2's transposed linear layer."""
+
+    def __init__(self, build: Build, k: int, n: int) -> None:
+        self.weight = build.param(k, n)
+        self.bias = build.param(n)
+        build.finish(self)
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv1d(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    def __init__(self, build: Build, rows: int, cols: int) -> None:
+        self.weight = build.param(rows, cols)
+        build.finish(self)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return ops.embedding(self.weight, ids)
+
+
+class LayerNorm(Module):
+    """``nn.LayerNorm``; without `affine` it has no parameters, without `bias` no bias."""
+
+    def __init__(self, build: Build, h: int, affine: bool = True, bias: bool = True) -> None:
+        self.weight = build.param(h) if affine else None
+        self.bias = build.param(h) if affine and bias else None
+        build.finish(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias)
+
+
+class RMSNorm(Module):
+    """The eager RMSNorm of transformers' Llama and its many copies: fp32 inside, the weight applied in the model's type."""
+
+    def __init__(self, build: Build, h: int) -> None:
+        self.weight = build.param(h)
+        build.finish(self)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        item = hidden_states.item
+        hidden_states = ops.cast(hidden_states, 4)
+        variance = ops.mean_last(ops.square(hidden_states))
+        hidden_states = ops.mul(hidden_states, ops.rsqrt(ops.add_scalar(variance)))
+        return ops.mul(self.weight, ops.cast(hidden_states, item))
+
+
+class CheckpointedLayer(Module):
+    """``GradientCheckpointingLayer``: the first argument is the region's input, the rest is bound to the re-run."""
+
+    checkpointed = False
+
+    def __call__(self, x: Tensor, *bound: Any) -> Any:
+        if self.checkpointed and cur.grad:
+            return checkpoint(lambda h: Module.__call__(self, h, *bound), x)
+        return Module.__call__(self, x, *bound)
+
+

@@ -1,0 +1,398 @@
+"""Fake tensors, their storages and a reverse-mode engine, with the lifetimes of PyTorch's.
+
+A storage writes one event to the tape when it is made and one when Python's reference counting drops it. So a shadow model written
+like the real ``forward`` frees its temporaries where the real one does. The engine follows ``torch/csrc/autograd/engine.cpp`` and
+``input_buffer.cpp`` (torch 2.11):
+
+* nodes run by descending creation number; a ready gradient accumulator runs first;
+* a node's gradient inputs go when its function returned and broadcast gradients were reduced; its saved tensors go right after;
+* a second gradient for the same input is added in place iff the first one owns its storage alone and is no view.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from math import prod
+from typing import Any
+
+Shape = tuple[int, ...]
+
+
+class Tape:
+    """The events of a run in order: ``i`` allocates request `i`, ``~i`` frees it.
+
+    `sizes`, `categories`, `streams` are indexed by request. `marks` holds (position in `events`, kind, name), kind "phase" or
+    "empty_cache".
+    """
+
+    __slots__ = ("events", "sizes", "categories", "streams", "marks")
+
+    def __init__(self) -> None:
+        self.events: list[int] = []
+        self.sizes: list[int] = []
+        self.categories: list[str] = []
+        self.streams: list[int] = []
+        self.marks: list[tuple[int, str, str]] = []
+
+    def mark(self, kind: str, name: str = "") -> None:
+        self.marks.append((len(self.events), kind, name))
+
+
+class Context:
+    """What the running code looks up: the tape's lists, the grad mode, the category and stream of new storages."""
+
+    __slots__ = ("tape", "events", "sizes", "categories", "streams", "grad", "category", "stream", "seq", "pack", "hooks", "kernels")
+
+    def __init__(self) -> None:
+        self.reset(Tape())
+
+    def reset(self, tape: Tape, kernels: Any = None) -> None:
+        """Start a run on `tape`; `kernels` knows the device's kernel buffers (see `shadow.kernels`)."""
+        self.tape = tape
+        self.events, self.sizes = tape.events, tape.sizes
+        self.categories, self.streams = tape.categories, tape.streams
+        self.grad = True
+        self.category = "other"
+        self.stream = 0
+        self.seq = 0
+        self.pack: Callable[[Any], Any] | None = None  # saved-tensor hook of the checkpoint being run
+        self.hooks: Any = None  # ZeRO-3's module hooks
+        self.kernels = kernels
+
+
+cur = Context()
+
+
+class Storage:
+    """Bytes on the device. Made: one tape event; dropped: another."""
+
+    __slots__ = ("ident", "events")
+
+    def __init__(self, nbytes: int) -> None:
+        c = cur
+        if nbytes > 0:
+            self.ident = ident = len(c.sizes)
+            c.sizes.append(nbytes)
+            c.categories.append(c.category)
+            c.streams.append(c.stream)
+            c.events.append(ident)
+            self.events = c.events
+        else:
+            self.ident = -1
+
+    def __del__(self) -> None:
+        if self.ident >= 0:
+            self.events.append(~self.ident)
+
+
+EMPTY = Storage(0)
+
+
+class Tensor:
+    """A fake tensor: `shape`, `strides` (None: contiguous), element size in bytes, storage, autograd fields."""
+
+    __slots__ = ("shape", "strides", "item", "st", "req", "node", "slot", "view", "grad")
+
+    def __init__(self, shape: Shape, item: int, st: Storage | None = None, strides: Shape | None = None, view: bool = False) -> None:
+        self.shape = shape
+        self.item = item
+        self.st = Storage(prod(shape) * item) if st is None else st
+        self.strides = strides
+        self.req = False
+        self.node: Node | None = None
+        self.slot = 0
+        self.view = view  # made by a view op: never the target of an in-place accumulation
+        self.grad: Tensor | None = None
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.item
+
+    def detach(self) -> Tensor:
+        """The same storage without history."""
+        return Tensor(self.shape, self.item, self.st, self.strides, True)
+
+
+class Param(Tensor):
+    """A leaf: a weight (or a LoRA adapter). `hook` runs after a gradient was accumulated; `ds` is ZeRO-3's state."""
+
+    __slots__ = ("acc", "hook", "ds", "name", "__weakref__")
+
+    def __init__(self, shape: Shape, item: int, name: str = "", st: Storage | None = None) -> None:
+        super().__init__(shape, item, st)
+        self.req = True
+        self.name = name
+        self.hook: Callable[[Param], None] | None = None
+        self.ds: Any = None
+        self.acc: AccumulateGrad | None = None  # made at the first use: parameter and accumulator refer to each other
+
+
+class Node:
+    """One backward function. `fn(saved, grad) -> gradients`, one for each of `edges`."""
+
+    __slots__ = ("seq", "fn", "edges", "saved", "packed", "shapes", "buf", "deps", "slots", "seen")
+
+    def __init__(self, fn: Callable[[Any, Any], Any], edges: list[tuple[Node, int] | None], saved: Sequence[Any], shapes: Any) -> None:
+        c = cur
+        self.seq = c.seq
+        c.seq += 1
+        self.fn: Callable[[Any, Any], Any] | None = fn
+        self.edges: list[tuple[Node, int] | None] | None = edges
+        pack = c.pack
+        if pack is None:
+            self.saved: Any = saved
+            self.packed = False
+        else:
+            self.saved = [pack(s) for s in saved]
+            self.packed = True
+        self.shapes = shapes  # of the inputs, where broadcasting may need a reduction
+        self.buf: Any = None
+        self.deps = 0
+        self.slots = 1
+        self.seen = 0
+
+
+class AccumulateGrad(Node):
+    """Stores or adds a parameter's gradient, then calls the parameter's hook."""
+
+    __slots__ = ("param",)
+
+    def __init__(self, param: Param) -> None:
+        self.seq = 1 << 62
+        self.edges = None
+        self.fn = None
+        self.saved = None
+        self.packed = False
+        self.shapes = None
+        self.buf = None
+        self.deps = 0
+        self.slots = 1
+        self.seen = 0
+        self.param = param
+
+    def run(self) -> None:
+        p, g = self.param, self.buf
+        self.buf = None
+        if p.grad is None:
+            if g.strides is not None:  # another layout than the parameter's: cloned
+                g = Tensor(g.shape, g.item)
+            p.grad = g
+            if g.st.ident >= 0:
+                cur.categories[g.st.ident] = "gradients"
+        del g
+        if p.hook is not None:
+            p.hook(p)
+
+
+def edges_of(inputs: Sequence[Tensor | None]) -> list[tuple[Node, int] | None]:
+    """Where the gradients of `inputs` go."""
+    out: list[tuple[Node, int] | None] = []
+    for t in inputs:
+        if t is None or not t.req:
+            out.append(None)
+        elif t.node is not None:
+            out.append((t.node, t.slot))
+        else:
+            out.append((accumulator(t), 0) if isinstance(t, Param) else (leaf_accumulator(t), 0))
+    return out
+
+
+class LeafAccumulate(Node):
+    """The accumulator of a plain tensor made a leaf (`enable_input_require_grads`): keeps `.grad` on the tensor."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.seq = 1 << 62
+        self.edges = None
+        self.fn = None
+        self.saved = None
+        self.packed = False
+        self.shapes = None
+        self.buf = None
+        self.deps = 0
+        self.slots = 1
+        self.seen = 0
+        self.tensor = tensor
+
+    def run(self) -> None:
+        if self.tensor.grad is None:
+            self.tensor.grad = self.buf
+        self.buf = None
+
+
+def accumulator(p: Param) -> AccumulateGrad:
+    """The (one) accumulator of a parameter."""
+    if p.acc is None:
+        p.acc = AccumulateGrad(p)
+    return p.acc
+
+
+def leaf_accumulator(t: Tensor) -> Node:
+    """The (one) accumulator of a leaf that is no parameter."""
+    node = LeafAccumulate(t)
+    t.node = node
+    return node
+
+
+def begin(fn: Callable[[Any, Any], Any], inputs: Sequence[Tensor | None], saved: Sequence[Any], shapes: Any = None) -> Node:
+    """The node of a differentiable op, made before its result, as PyTorch saves inputs before the kernel runs.
+
+    Call only when grad mode is on and an input requires a gradient.
+    """
+    return Node(fn, edges_of(inputs), saved, shapes)
+
+
+def attach(out: Tensor, node: Node) -> Tensor:
+    """Make `out` the result of `node`."""
+    out.node = node
+    out.req = True
+    return out
+
+
+def record(out: Tensor, fn: Callable[[Any, Any], Any], inputs: Sequence[Tensor | None], saved: Sequence[Any], shapes: Any = None) -> Tensor:
+    """`begin` and `attach` for an op whose saved tensors include its result."""
+    out.node = Node(fn, edges_of(inputs), saved, shapes)
+    out.req = True
+    return out
+
+
+def keep(t: Tensor) -> Any:
+    """What a node holds of a saved tensor: a parameter by identity (its data may be exchanged, as ZeRO-3 does), else the storage."""
+    return t if type(t) is Param else t.st
+
+
+def _sole_count() -> int:
+    t = Tensor((1,), 0)
+    return sys.getrefcount(t.st)
+
+
+SOLE = _sole_count()  # reference count that sys.getrefcount(t.st) shows for a storage with one owner, on this interpreter
+
+
+class NoGrad:
+    """``with NoGrad():`` grad mode off."""
+
+    __slots__ = ("before",)
+
+    def __enter__(self) -> None:
+        self.before = cur.grad
+        cur.grad = False
+
+    def __exit__(self, *exc: object) -> None:
+        cur.grad = self.before
+
+
+def sum_to(g: Tensor, shape: Shape) -> Tensor:
+    """Reduce a gradient to the shape of a broadcast input."""
+    if g.shape == shape:
+        return g
+    out = Tensor(shape, g.item)
+    n = prod(shape)
+    kernels = cur.kernels
+    if kernels is not None and n and not (shape[-1:] == (1,) and g.shape[-1] != 1):  # sums over the fastest dimension need no buffer
+        buffer = kernels.reduction_buffer_bytes(prod(g.shape) // n, n)
+        if buffer:
+            Storage(buffer)
+    return out
+
+
+_generation = 0
+
+
+def backward(root: Tensor) -> None:
+    """Run the graph of the scalar `root`."""
+    global _generation
+    c = cur
+    before = c.grad
+    c.grad = False
+    assert root.node is not None
+    start = root.node
+    # dependencies: how many gradients each node waits for
+    _generation += 1
+    gen = _generation
+    start.seen, start.deps = gen, 0
+    stack: list[Node] = [start]
+    while stack:
+        edges = stack.pop().edges
+        if edges is None:
+            continue
+        for e in edges:
+            if e is None:
+                continue
+            n = e[0]
+            if n.seen != gen:
+                n.seen, n.deps = gen, 1
+                stack.append(n)
+            else:
+                n.deps += 1
+    del edges, e, n, stack  # type: ignore[possibly-undefined]
+    start.buf = Tensor(root.shape, root.item)
+    heap: list[tuple[int, Node]] = [(-start.seq, start)]
+    del start, root
+    getref = sys.getrefcount
+    try:
+        while heap:
+            node = heappop(heap)[1]
+            g = node.buf
+            node.buf = None
+            fn = node.fn
+            assert fn is not None
+            saved = node.saved
+            if node.packed:
+                saved = [s.unpack() for s in saved]
+                outs = fn(saved, g)
+                saved = None
+            else:
+                outs = fn(saved, g)
+            shapes = node.shapes
+            if shapes is not None:
+                outs = [o if o is None else sum_to(o, s) for o, s in zip(outs, shapes, strict=True)]
+            else:
+                outs = list(outs)
+            g = saved = node.saved = node.fn = fn = None
+            edges = node.edges
+            node.edges = None
+            i = 0
+            for e in edges:  # type: ignore[union-attr]
+                o = outs[i]
+                outs[i] = None
+                i += 1
+                if e is None:
+                    continue
+                n, slot = e
+                if o is not None:
+                    if n.slots == 1:
+                        old = n.buf
+                        if old is None:
+                            n.buf = o
+                        elif old.view or getref(old.st) != SOLE:
+                            n.buf = Tensor(old.shape, old.item, None, old.strides)
+                        old = None
+                    else:
+                        if n.buf is None:
+                            n.buf = [None] * n.slots
+                        buf = n.buf
+                        old = buf[slot]
+                        if old is None:
+                            buf[slot] = o
+                        elif old.view or getref(old.st) != SOLE:
+                            buf[slot] = Tensor(old.shape, old.item, None, old.strides)
+                        buf = old = None
+                    o = None
+                n.deps -= 1
+                if n.deps == 0:
+                    if n.seq >= 1 << 62:
+                        if n.buf is not None:
+                            n.run()  # type: ignore[attr-defined]
+                    else:
+                        heappush(heap, (-n.seq, n))
+            node = e = n = edges = None  # type: ignore[assignment]
+    finally:
+        c.grad = before

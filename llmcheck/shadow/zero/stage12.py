@@ -1,0 +1,304 @@
+"""ZeRO stages 1 and 2, as ``deepspeed/runtime/zero/stage_1_and_2.py`` (0.19.8) does them on one rank of N.
+
+Parameters are flattened; each gradient is copied into the reduction bucket by its accumulation hook (stage 2) or in the epilogue
+(stage 1); a full bucket is reduced, and what this rank owns is kept in `grads_in_partition`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmcheck.shadow.optim import OptimizerState
+from llmcheck.shadow.tensor import Param, Storage, Tensor, cur
+from llmcheck.units import round_up
+
+if TYPE_CHECKING:
+    from llmcheck.dsconfig import ZeroSettings
+
+REDUCE_STREAM = 1
+
+
+class Partition:
+    """Which ranks own which pieces of the flat parameter buffer."""
+
+    def __init__(self, numels: list[int], world: int, alignment: int) -> None:
+        self.total = round_up(sum(numels), alignment * world)
+        self.size = self.total // world
+        self.offsets: list[int] = []
+        offset = 0
+        for n in numels:
+            self.offsets.append(offset)
+            offset += n
+        self.used = offset
+
+    def pieces(self, index: int, numel: int) -> list[tuple[int, int]]:
+        """(owner rank, elements) of parameter `index`, in order."""
+        start, out = self.offsets[index], []
+        end = start + numel
+        while start < end:
+            owner = start // self.size
+            stop = min(end, (owner + 1) * self.size)
+            out.append((owner, stop - start))
+            start = stop
+        return out
+
+
+class Stage12:
+    """Optimizer of one rank. `params`: trainable parameters in the order of the (single) parameter group."""
+
+    def __init__(self, params: list[Param], settings: ZeroSettings, *, rank: int, world: int, item: int, optimizer: OptimizerState) -> None:
+        self.params, self.settings, self.rank, self.world, self.item = params, settings, rank, world, item
+        self.optimizer = optimizer
+        self.partition = Partition([p.numel for p in params], world, 2)
+        self.index = {id(p): i for i, p in enumerate(params)}
+        self.pieces = [self.partition.pieces(i, p.numel) for i, p in enumerate(params)]
+        self.owned = [i for i, pieces in enumerate(self.pieces) if any(owner == rank for owner, _ in pieces)]
+        self.owned_set = set(self.owned)
+        self.owned_numel = sum(params[i].numel for i in self.owned)
+        self.bucket: list[int] = []
+        self.bucket_grads: list[Any] = []
+        self.elements = 0
+        self.extra_large = False
+        self.buffers: list[Storage] = []
+        self.buffer_index = 0
+        self.grads_in_partition: Storage | None = None
+        self.accumulated: Storage | None = None  # all_grad_tensors: views on an earlier micro-step's grads_in_partition
+        self.averaged: Storage | None = None
+        self.averaged_pad: Storage | None = None
+        self.flat: Storage | None = None
+        self.master: Storage | None = None
+        self.boundary = True
+        self.micro_step = 0
+        self.offload = settings.offload_optimizer_device != "none"
+        self.offload_buffer: Storage | None = None
+
+    # --- deepspeed.initialize ---------------------------------------------------------------------------------------------------
+
+    def initialize(self, free_bytes: int) -> None:
+        """Flatten, master copy, gradient partition. `free_bytes`: what the driver reports as free after ``empty_cache``."""
+        c = cur
+        part = self.partition
+        c.tape.mark("empty_cache")
+        c.category = "weights"
+        flat_bytes = part.total * self.item
+        if free_bytes >= flat_bytes:
+            pad = Storage((part.total - part.used) * self.item)
+            self.flat = Storage(flat_bytes)
+            del pad
+            for p in self.params:
+                p.st = self.flat
+        else:  # through the host
+            for p in self.params:
+                p.st = Storage(self.item)
+            c.tape.mark("empty_cache")
+            self.flat = Storage(flat_bytes)
+            for p in self.params:
+                p.st = self.flat
+        c.category = "optimizer_states"
+        clone = Storage(part.size * self.item)
+        if self.offload:
+            # .to(cpu, fp32): the clone is converted on its way
+            del clone
+            c.category = "zero_buffers"
+            largest = max((p.numel for p in self.params), default=0)
+            self.offload_buffer = Storage(largest * self.item)
+        elif self.item == 4:
+            self.master = clone
+            del clone
+        else:
+            self.master = Storage(part.size * 4)
+            del clone
+            zeros = Storage(part.size * 4)
+            del zeros
+        if self.item == 4 and not self.offload:
+            zeros = Storage(part.size * 4)
+            del zeros
+        for p in self.params:
+            p.hook = self._hook
+        c.category = "activations"
+
+    # --- backward ----------------------------------------------------------------------------------------------------------------
+
+    def _setup_buckets(self) -> None:
+        if not self.buffers and self.settings.contiguous_gradients:
+            category, cur.category = cur.category, "zero_buffers"
+            self.buffers = [Storage(self.settings.reduce_bucket_size * self.item)]
+            if self.settings.overlap_comm:
+                self.buffers.append(Storage(self.settings.reduce_bucket_size * self.item))
+            self.buffer_index = 0
+            cur.category = category
+
+    def _hook(self, p: Param) -> None:
+        self._setup_buckets()
+        if self.settings.stage == 2 or (self.settings.overlap_comm and self.boundary):
+            self._to_bucket(p)
+
+    def _to_bucket(self, p: Param) -> None:
+        i = self.index[id(p)]
+        bucket_size = self.settings.reduce_bucket_size
+        if self.elements + p.numel > bucket_size:
+            self._reduce()
+            if self.settings.contiguous_gradients and self.settings.overlap_comm:
+                self.buffer_index = 1 - self.buffer_index
+        assert p.grad is not None
+        if self.settings.contiguous_gradients:
+            if p.numel > bucket_size:
+                self.extra_large = True
+            else:
+                p.grad.st = self.buffers[self.buffer_index]
+        self.elements += p.numel
+        self.bucket.append(i)
+
+    def _reduce(self) -> None:
+        """``reduce_ipg_grads``: average the bucket, keep what is owned, drop the rest."""
+        settings, c = self.settings, cur
+        overlap = settings.overlap_comm
+        category, stream = c.category, c.stream
+        c.category = "zero_buffers"
+        if overlap:
+            c.stream = REDUCE_STREAM
+        if self.bucket:
+            self._average()
+        for i in self.bucket:
+            p = self.params[i]
+            if i in self.owned_set:
+                if settings.contiguous_gradients:
+                    self._keep_owned(i, p)
+            elif settings.stage == 2:
+                p.grad = None
+        c.category, c.stream = category, stream
+        self.bucket = []
+        self.elements = 0
+        self.extra_large = False
+
+    def _average(self) -> None:
+        """Slices by owner, concatenated until more than a bucket's elements are together; one slice alone is not copied."""
+        limit = self.settings.reduce_bucket_size
+        if not self.settings.contiguous_gradients:
+            self._concatenate([self.params[i].numel for i in self.bucket], self.elements)
+            return
+        if not self.settings.reduce_scatter:
+            return
+        slices: list[list[int]] = []
+        for i in self.bucket:
+            for owner, n in self.pieces[i]:
+                if slices and slices[-1][0] == owner:
+                    slices[-1][1] += n
+                else:
+                    slices.append([owner, n])
+        if self.settings.use_multi_rank_bucket_allreduce:
+            self._concatenate([n for _, n in slices], limit)
+        else:
+            by_owner: dict[int, list[int]] = {}
+            for owner, n in slices:
+                by_owner.setdefault(owner, []).append(n)
+            for numels in by_owner.values():
+                self._concatenate(numels, limit)
+
+    def _concatenate(self, numels: list[int], limit: int) -> None:
+        group: list[int] = []
+        total = 0
+        for n in numels:
+            group.append(n)
+            total += n
+            if total > limit:
+                self._flatten(group, total)
+                group, total = [], 0
+        if group:
+            self._flatten(group, total)
+
+    def _flatten(self, group: list[int], total: int) -> None:
+        if len(group) > 1:
+            flat = Storage(total * self.item)
+            del flat
+
+    def _keep_owned(self, i: int, p: Param) -> None:
+        if self.offload:
+            self._offload_gradient(i, p)
+            return
+        if self.grads_in_partition is None:
+            before, cur.category = cur.category, "gradients"
+            self.grads_in_partition = Storage(self.owned_numel * self.item)
+            cur.category = before
+        assert p.grad is not None
+        p.grad.st = self.grads_in_partition
+
+    def _own_piece(self, i: int) -> int:
+        return next(n for owner, n in self.pieces[i] if owner == self.rank)
+
+    def _offload_gradient(self, i: int, p: Param) -> None:
+        """To the host: the norm's fp64 copy, an fp32 copy, the gradient dropped."""
+        if not self.boundary:
+            return
+        n = self._own_piece(i)
+        norm = Storage(8 * n)
+        del norm
+        if self.item != 4:
+            fp32 = Storage(4 * n)
+            del fp32
+        p.grad = None
+
+    def epilogue(self) -> None:
+        """End of ``engine.backward``."""
+        if self.settings.stage == 1 and not self.boundary:
+            return
+        self._setup_buckets()
+        if self.settings.stage == 1 and not self.settings.overlap_comm:
+            for p in self.params:
+                if p.grad is not None:
+                    self._to_bucket(p)
+        self._reduce()
+        if not self.offload:
+            new = self.grads_in_partition
+            if not self.settings.contiguous_gradients:
+                new = None
+                self.kept = [self.params[i].grad for i in self.owned]
+            if self.accumulated is None:
+                self.accumulated = new
+            del new
+            if self.boundary:
+                self.averaged = self.accumulated
+                self.accumulated = None
+                pad = self._padding()
+                if pad:
+                    before, cur.category = cur.category, "gradients"
+                    self.averaged_pad = Storage(pad * self.item)
+                    cur.category = before
+        self.buffers = []
+        self.grads_in_partition = None
+        for p in self.params:
+            p.grad = None
+
+    def _padding(self) -> int:
+        have = sum(self._own_piece(i) for i in self.owned)
+        return self.partition.size - have
+
+    # --- step --------------------------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        c = cur
+        if self.offload:
+            return
+        c.category = "optimizer_states"
+        sizes = [self._own_piece(i) for i in self.owned]
+        if self.settings.compute_grad_norm:
+            for n in sizes:
+                norm = Storage(8 * n)
+                del norm
+        pieces = len(sizes) + (1 if self.averaged_pad is not None else 0)
+        c.category = "gradients"
+        part = self.partition
+        if self.item == 4:
+            if pieces > 1 or self.rank == self.world - 1:
+                grad = Storage(part.size * 4) if pieces > 1 else self.averaged
+            else:
+                grad = self.averaged
+        else:
+            flat = Storage(part.size * self.item) if pieces > 1 else None
+            grad = Storage(part.size * 4)
+            del flat
+        self.averaged = self.averaged_pad = None
+        self.kept: list[Tensor | None] = []
+        self.optimizer.step([part.size])
+        del grad
+        c.category = "activations"

@@ -1,0 +1,264 @@
+"""Step time of a recipe on a cluster: per phase the longer of GPU and CPU, plus what communication and offload do not hide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmcheck.steptime import hostside
+from llmcheck.steptime.collectives import collective_s
+from llmcheck.steptime.flops import (
+    Batch,
+    Work,
+    adapter_params,
+    ends_backward,
+    ends_forward,
+    layer_backward,
+    layer_forward,
+    model_flops_per_token,
+)
+from llmcheck.steptime.hostside import HostRates
+from llmcheck.steptime.kernels import GpuRates, constants, gpu_s
+from llmcheck.steptime.shape import Shape, read_shape
+from llmcheck.types import ClusterSpec, ModelSpec, StepTime, TrainingRecipe
+from llmcheck.units import ceil_div
+
+_DEFAULT_BUCKET = 500_000_000  # reduce_bucket_size, elements: DeepSpeed 0.19.8 runtime/zero/config.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the optimizer owns: parameters and tensors with a gradient, and the parameters that stay frozen."""
+
+    params: int
+    tensors: int
+    frozen_params: int
+
+    @staticmethod
+    def of(model: ModelSpec, shape: Shape, recipe: TrainingRecipe) -> Trained:
+        if recipe.method == "full":
+            return Trained(params=model.num_params, tensors=shape.num_tensors, frozen_params=0)
+        params, tensors = adapter_params(shape, recipe)
+        frozen = model.num_params
+        if recipe.lora is not None and recipe.lora.train_embeddings:
+            embeddings = shape.num_embedding_params + shape.num_head_params
+            params, tensors, frozen = params + embeddings, tensors + (1 if shape.tied else 2), frozen - embeddings
+        return Trained(params=params, tensors=tensors, frozen_params=frozen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phases:
+    """Seconds of one optimizer step, phase by phase; forward and backward are those of one micro-step."""
+
+    forward_gpu_s: float
+    forward_host_s: float
+    backward_gpu_s: float
+    backward_host_s: float
+    communication_micro_s: float  # exposed, per micro-step
+    communication_step_s: float  # exposed, per step
+    optimizer_gpu_s: float
+    optimizer_host_s: float
+    offload_micro_s: float
+    offload_step_s: float
+
+
+def _zero_option(recipe: TrainingRecipe, name: str, default: Any) -> Any:
+    section = recipe.deepspeed.get("zero_optimization", {})
+    value = section.get(name) if isinstance(section, Mapping) else None
+    return default if value is None or value == "auto" else value
+
+
+def phases(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, host: HostRates) -> Phases:
+    """Seconds of each phase of a step. Pure arithmetic; a few tenths of a millisecond."""
+    shape = read_shape(model)
+    element = 4 if recipe.precision == "fp32" else 2
+    batch = Batch(size=recipe.micro_batch_size, seq_len=recipe.seq_len, element_bytes=element)
+    trained = Trained.of(model, shape, recipe)
+    forward, recompute, backward = Work(), Work(), Work()
+    gathers = 0.0
+    for layer, count in shape.layers:
+        forward.plus(layer_forward(layer, batch, recipe, shape), count)
+        if recipe.checkpointing:
+            early = recipe.zero_stage < 3 and recipe.method == "full"
+            recompute.plus(layer_forward(layer, batch, recipe, shape, until_last_saved=early), count)
+        backward.plus(layer_backward(layer, batch, recipe, shape), count)
+        gathers += count * layer.num_large_tensors
+    forward.plus(ends_forward(shape, batch, recipe))
+    backward.plus(ends_backward(shape, batch, recipe))
+    gathers += 1 if shape.tied else 2
+    _gradient_copies(backward, trained, recipe, cluster, element)
+    if recipe.zero_stage == 3 and cluster.num_gpus > 1:
+        # a gathered flat buffer is copied out parameter by parameter, in forward and in backward
+        total = trained.frozen_params + trained.params
+        forward.add(2.0 * element * total, 0)
+        backward.add(2.0 * element * total, 0)
+    stage = recipe.zero_stage
+    gpu_f = gpu_s(forward, rates, element)
+    gpu_b = gpu_s(recompute, rates, element) + gpu_s(backward, rates, element)
+    host_f = hostside.forward_s(forward, host, stage, gathers)
+    host_b = hostside.forward_s(recompute, host, stage, 0.0) + hostside.backward_s(backward, host, stage, gathers, trained.tensors)
+    comm_micro, comm_step = _communication(recipe, cluster, rates, trained, element, gpu_f + gpu_b, host_f + host_b, gathers)
+    step_gpu, step_host = _optimizer(recipe, cluster, rates, host, trained, element)
+    offload_micro, offload_step = _offload(recipe, cluster, rates, trained, element)
+    return Phases(
+        forward_gpu_s=gpu_f, forward_host_s=host_f, backward_gpu_s=gpu_b, backward_host_s=host_b, communication_micro_s=comm_micro,
+        communication_step_s=comm_step, optimizer_gpu_s=step_gpu, optimizer_host_s=step_host, offload_micro_s=offload_micro,
+        offload_step_s=offload_step,
+    )
+
+
+def _gradient_copies(backward: Work, trained: Trained, recipe: TrainingRecipe, cluster: ClusterSpec, element: int) -> None:
+    """Copies of gradients into reduction buckets (read and write), the division, slices put together, own parts taken out."""
+    if recipe.zero_stage == 0:
+        return
+    copies = 1.0 if cluster.num_gpus == 1 else 3.0  # bucket; with several ranks also the division and the joined slices
+    backward.add(copies * 2.0 * element * trained.params, 0)
+
+
+def _partition(trained: Trained, recipe: TrainingRecipe, cluster: ClusterSpec) -> float:
+    return trained.params / cluster.num_gpus if recipe.zero_stage > 0 else float(trained.params)
+
+
+# Bytes moved per parameter of the partition by the optimizer kernels: fp32 weight read and written, two moments read and
+# written, fp32 gradient read, 16-bit weight written. The 8-bit optimizer keeps moments of one byte (bitsandbytes, block-wise).
+_OPTIMIZER_BYTES = {"fused-adam": 4 * 2 + 8 * 2 + 4 + 2, "adamw": 4 * 2 + 8 * 2 + 4 + 2, "adam-8bit": 4 * 2 + 2 * 2 + 4 + 2, "cpu-adam": 30}
+# DeepSpeed around it, per parameter of the partition: fp64 copy for the norm (2 + 8 + 8), flattening (4), fp32 gradient (6),
+# clipping in place (8), 16-bit copy of the new weights (read 4, write 2). Source: stage_1_and_2.py, stage3.py step().
+_STEP_BYTES = 18 + 4 + 6 + 8 + 6
+
+
+def _optimizer(
+    recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, host: HostRates, trained: Trained, element: int
+) -> tuple[float, float]:
+    own = _partition(trained, recipe, cluster)
+    share = own / trained.params if trained.params else 0.0
+    tensors = trained.tensors if recipe.zero_stage == 3 else max(1.0, trained.tensors * share)
+    host_s = hostside.optimizer_s(host, tensors)
+    if recipe.offload != "none" or recipe.optimizer == "cpu-adam":
+        return 0.0, host_s
+    return own * (_OPTIMIZER_BYTES[recipe.optimizer] + _STEP_BYTES) / rates.memory_bytes_per_s, host_s
+
+
+def _communication(
+    recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, trained: Trained, element: int, gpu: float, cpu: float, gathers: float
+) -> tuple[float, float]:
+    """Exposed seconds of communication: per micro-step, per step."""
+    if cluster.num_gpus < 2:
+        return 0.0, 0.0
+    stage = recipe.zero_stage
+    grads = float(element * trained.params)
+    buckets = ceil_div(trained.params, int(_zero_option(recipe, "reduce_bucket_size", _DEFAULT_BUCKET)))
+    overlap = bool(_zero_option(recipe, "overlap_comm", stage == 3))
+    if stage == 3:
+        weights = float(element * (trained.params + trained.frozen_params))
+        # prefetch coalesces the gathers of a layer into a few calls
+        gather = collective_s("all-gather", weights, gathers / 3, cluster, rates)
+        reduce = collective_s("reduce-scatter", grads, buckets, cluster, rates)
+        total = 2 * gather + reduce
+        busy = max(gpu, cpu)
+        return (max(0.02 * total, total - busy) if overlap else total), 0.0
+    # DeepSpeed reduces a bucket by all-reduce and keeps its slice (use_multi_rank_bucket_allreduce, the default)
+    scatter = not bool(_zero_option(recipe, "use_multi_rank_bucket_allreduce", True)) and bool(_zero_option(recipe, "reduce_scatter", True))
+    reduce = collective_s("reduce-scatter" if scatter and stage else "all-reduce", grads, buckets, cluster, rates)
+    gather = collective_s("all-gather", grads, max(1, trained.params // _DEFAULT_BUCKET), cluster, rates) if stage else 0.0
+    if stage == 2:
+        if overlap:
+            hidden = 0.6 * max(gpu, cpu)  # the backward's share of forward and backward
+            reduce = max(reduce / max(1, buckets), reduce - hidden)
+        return reduce, gather
+    return 0.0, reduce + gather
+
+
+def _offload(recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, trained: Trained, element: int) -> tuple[float, float]:
+    """Seconds of transfers and of the CPU optimizer that the GPU waits for: per micro-step, per step."""
+    on_cpu = recipe.optimizer == "cpu-adam" or recipe.offload != "none"
+    if not on_cpu:
+        return 0.0, 0.0
+    table = constants()["offload"]
+    own = _partition(trained, recipe, cluster)
+    section = _zero_option(recipe, "offload_optimizer", {})
+    pinned = bool(section.get("pin_memory", True)) if isinstance(section, Mapping) else True
+    pcie = rates.pcie_bytes_per_s if pinned else rates.pcie_bytes_per_s * table["pageable_factor"]
+    local = cluster.gpus_per_node
+    memory = min(table["cpu_adam_bytes_per_s"], table["node_memory_bytes_per_s"] / local)
+    grad_bytes = 4 if recipe.zero_stage == 3 else element
+    micro = own * grad_bytes / pcie
+    step = own * 30 / memory + own * element / pcie
+    if recipe.offload == "params":
+        frozen = trained.frozen_params / cluster.num_gpus if recipe.zero_stage == 3 else 0.0
+        micro += 2 * (own + frozen) * element / pcie  # each gather starts with the partition's way to the GPU
+    if recipe.offload_device == "nvme":
+        step += own * 24 * local / table["nvme_bytes_per_s"]  # weight and moments in and out, all ranks of the node on its disks
+    return micro, step
+
+
+def estimate(
+    model: ModelSpec,
+    recipe: TrainingRecipe,
+    cluster: ClusterSpec,
+    *,
+    rates: GpuRates | None = None,
+    host: HostRates | None = None,
+    num_samples: int | None = None,
+    num_tokens: int | None = None,
+) -> StepTime:
+    """Seconds of one optimizer step of `recipe` on `cluster`, throughput, MFU, and hours and cost for samples or tokens."""
+    rates = rates or GpuRates.from_spec(cluster.gpu, recipe.precision)
+    host = host or HostRates.reference()
+    p = phases(model, recipe, cluster, rates, host)
+    micro = recipe.grad_accum_steps
+    forward = max(p.forward_gpu_s, p.forward_host_s)
+    backward = max(p.backward_gpu_s, p.backward_host_s)
+    optimizer = max(p.optimizer_gpu_s, p.optimizer_host_s)
+    communication = micro * p.communication_micro_s + p.communication_step_s
+    offload = micro * p.offload_micro_s + p.offload_step_s
+    step = micro * (forward + backward) + optimizer + communication + offload
+    gpu = micro * (p.forward_gpu_s + p.backward_gpu_s) + p.optimizer_gpu_s
+    cpu = micro * (p.forward_host_s + p.backward_host_s) + p.optimizer_host_s
+    tokens = recipe.micro_batch_size * recipe.seq_len * micro * cluster.num_gpus
+    tokens_per_s = tokens / step
+    shape = read_shape(model)
+    mfu = model_flops_per_token(shape, recipe.seq_len, recipe) * tokens_per_s / cluster.num_gpus / rates.peak_flops_per_s
+    host_bound = step - gpu - communication - offload > 0.1 * step
+    total = None
+    if num_tokens is not None:
+        total = num_tokens / tokens_per_s
+    elif num_samples is not None:
+        total = num_samples * recipe.seq_len / tokens_per_s
+    price = cluster.gpu.usd_per_hour
+    cost = None if total is None or price is None else total / 3600 * price * cluster.num_gpus
+    return StepTime(
+        step_s=step, compute_s=micro * (p.forward_gpu_s + p.backward_gpu_s), communication_exposed_s=communication,
+        optimizer_s=optimizer, offload_s=offload, host_s=cpu, host_bound=host_bound, tokens_per_s=tokens_per_s,
+        tokens_per_s_per_gpu=tokens_per_s / cluster.num_gpus, mfu=mfu, error_fraction=_error_fraction(recipe, cluster, host_bound, model),
+        assumptions=_assumptions(recipe, cluster, host_bound), total_s=total, cost=cost,
+    )
+
+
+def _error_fraction(recipe: TrainingRecipe, cluster: ClusterSpec, host_bound: bool, model: ModelSpec) -> float:
+    """Half-width of the band, by regime: the 90th percentile of the errors seen in benchmarks/steptime."""
+    bands = constants()["bands"]
+    band: float = bands["host_bound"] if host_bound else bands["gpu_bound"]
+    if recipe.offload != "none" or recipe.optimizer == "cpu-adam":
+        band = max(band, bands["offload"])
+    if cluster.num_nodes > 1:
+        band = max(band, bands["multi_node"])
+    if cluster.gpu.compute_capability not in ((9, 0), (8, 0)):
+        band = max(band, bands["other_gpu"])
+    if not model.family_known or read_shape(model).layers[-1][0].experts:
+        band = max(band, bands["unmeasured_family"])
+    return band
+
+
+def _assumptions(recipe: TrainingRecipe, cluster: ClusterSpec, host_bound: bool) -> tuple[str, ...]:
+    out = ["eager PyTorch, no torch.compile; sequences full (no padding); data loading hidden"]
+    if host_bound:
+        out.append("bound by Python and kernel launches: rates of the reference host (16 cores, H100 machine); a slower CPU is slower in proportion")
+    if cluster.num_nodes > 1:
+        out.append(f"network {cluster.inter_node_bytes_per_s * 8 / 1e9:.0f} Gbit/s per node, rings of all GPUs")
+    if recipe.offload != "none":
+        out.append("host memory bandwidth and CPU Adam shared by the node's ranks")
+    if recipe.offload_device == "nvme" and recipe.offload != "none":
+        out.append(f"NVMe {constants()['offload']['nvme_bytes_per_s'] / 1e9:.0f} GB/s per node")
+    return tuple(out)

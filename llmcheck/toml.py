@@ -1,0 +1,18 @@
+"""TOML reading: the standard library's parser, or its backport on Python 3.10."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - exercised by the 3.10 job only
+    import tomli as tomllib
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The document at `path`. Raises ``tomllib.TOMLDecodeError`` or ``OSError``."""
+    with path.open("rb") as file:
+        return tomllib.load(file)

@@ -1,0 +1,1 @@
+"""Rule packs: data only. There are none yet; see rules/README.md."""

@@ -1,0 +1,195 @@
+"""Fixtures shared by all tests. `synthetic_plan` is invented: round numbers that nobody measured or simulated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from llmcheck.planner.plan import Alternative, DataPrep, DataPrepWay, Finding, Lever, Plan
+from llmcheck.types import (
+    ClusterSpec,
+    GpuSpec,
+    HostEstimate,
+    MemoryEstimate,
+    ModelSpec,
+    PhaseStats,
+    RankEstimate,
+    StepTime,
+    TrainingRecipe,
+)
+from llmcheck.units import GIB
+
+_BREAKDOWN = {"weights": 3 * GIB, "gradients": 2 * GIB, "optimizer": 6 * GIB, "activations": 4 * GIB, "logits": 5 * GIB}
+
+
+def _timeline() -> tuple[tuple[float, dict[str, int]], ...]:
+    rows = []
+    for i in range(101):
+        at = i / 100
+        swell = math.sin(math.pi * at)
+        rows.append(
+            (
+                at,
+                {
+                    "weights": 3 * GIB,
+                    "gradients": int(2 * GIB * at),
+                    "optimizer": 6 * GIB,
+                    "activations": int(4 * GIB * swell),
+                    "logits": 5 * GIB if 45 <= i <= 55 else 0,
+                },
+            )
+        )
+    return tuple(rows)
+
+
+def make_rank(rank: int = 0) -> RankEstimate:
+    """A rank that peaks at 20 GiB allocated, 24 reserved, 25 in the process."""
+    return RankEstimate(
+        rank=rank,
+        peak_allocated_bytes=20 * GIB,
+        init_peak_allocated_bytes=12 * GIB,
+        peak_reserved_bytes=24 * GIB,
+        process_bytes=25 * GIB,
+        required_bytes=26 * GIB,
+        breakdown=dict(_BREAKDOWN),
+        peak_phase="bwd1",
+        phases=(
+            PhaseStats(
+                name="init",
+                allocated_bytes=9 * GIB,
+                peak_allocated_bytes=12 * GIB,
+                reserved_bytes=12 * GIB,
+                peak_reserved_bytes=12 * GIB,
+            ),
+            PhaseStats(
+                name="bwd1",
+                allocated_bytes=11 * GIB,
+                peak_allocated_bytes=20 * GIB,
+                reserved_bytes=24 * GIB,
+                peak_reserved_bytes=24 * GIB,
+            ),
+        ),
+        timeline=_timeline(),
+    )
+
+
+def make_plan() -> Plan:
+    """A plan with every part filled in."""
+    gpu = GpuSpec(
+        name="Example-40G",
+        title="Example GPU 40 GB",
+        source="invented for the tests",
+        memory_bytes=40 * GIB,
+        compute_capability=(8, 0),
+        num_sms=100,
+        bf16_flops_per_s=3e14,
+        fp16_flops_per_s=3e14,
+        fp32_flops_per_s=2e13,
+        memory_bytes_per_s=1.5e12,
+        link_bytes_per_s=3e11,
+        pcie_bytes_per_s=2.5e10,
+        context_bytes=GIB // 2,
+        usd_per_hour=2.0,
+    )
+    recipe = TrainingRecipe(
+        zero_stage=3,
+        micro_batch_size=2,
+        grad_accum_steps=4,
+        seq_len=1024,
+        deepspeed={"train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 3}, "bf16": {"enabled": True}},
+    )
+    other = replace(recipe, zero_stage=2, micro_batch_size=1, deepspeed={})
+    return Plan(
+        model=ModelSpec(
+            name="example-7b",
+            family="llama",
+            config={"hidden_size": 4096, "num_hidden_layers": 32, "rope_scaling": None, "tie_word_embeddings": False},
+            source="invented for the tests",
+            num_params=7_000_000_000,
+            hub_id="example/example-7b",
+        ),
+        cluster=ClusterSpec(gpu=gpu, num_nodes=1, gpus_per_node=8, host_memory_bytes=512 * GIB),
+        recipe=recipe,
+        memory=MemoryEstimate(
+            rank0=make_rank(),
+            worst=make_rank(),
+            host=HostEstimate(
+                host_bytes_per_node=60 * GIB,
+                pinned_bytes_per_node=8 * GIB,
+                load_peak_bytes_per_node=110 * GIB,
+                disk_bytes=98 * GIB,
+                nvme_bytes_per_node=0,
+                terms={"processes": 40 * GIB, "pinned": 8 * GIB, "data": 12 * GIB},
+            ),
+            evidence="simulated-unmeasured-kernels",
+            error_fraction=0.02,
+            assumptions=("DeepSpeed 0.19.8 defaults", "gradient clipping 1.0"),
+            not_checked=("NCCL buffers of other communicators", "memory that other processes hold on the GPU"),
+        ),
+        time=StepTime(
+            step_s=1.5,
+            compute_s=1.1,
+            communication_exposed_s=0.3,
+            optimizer_s=0.1,
+            offload_s=0.0,
+            host_s=0.9,
+            host_bound=False,
+            tokens_per_s=43690.7,
+            tokens_per_s_per_gpu=5461.3,
+            mfu=0.41,
+            error_fraction=0.15,
+            assumptions=("collectives in a ring",),
+            total_s=46_000.0,
+            cost=204.5,
+        ),
+        verdict="fits",
+        reasons=("the fastest of 48 recipes that fit", "ZeRO-2 would need 3.1 GiB more than there is"),
+        alternatives=(
+            Alternative(
+                title="ZeRO-2, micro-batch 1",
+                flags=("--zero", "2", "--micro-batch", "1"),
+                recipe=other,
+                verdict="tight",
+                peak_allocated_bytes=33 * GIB,
+                process_bytes=38 * GIB,
+                required_bytes=39 * GIB,
+                host_bytes_per_node=60 * GIB,
+                step_s=1.8,
+                tokens_per_s=36408.9,
+                note="17 % slower",
+            ),
+        ),
+        what_if=(
+            Lever(
+                title="keep activations",
+                flags=("--checkpointing", "off"),
+                delta_bytes=11 * GIB,
+                speed_ratio=1.28,
+                quality="none",
+                verdict="fits",
+            ),
+            Lever(
+                title="train adapters only",
+                flags=("--method", "lora"),
+                delta_bytes=-9 * GIB,
+                speed_ratio=1.4,
+                quality="fewer trained parameters",
+                verdict="fits",
+            ),
+        ),
+        findings=(Finding(code="LCM099", severity="note", message="this plan is invented", fix="use a real one"),),
+        data=DataPrep(
+            num_samples=2_000_000,
+            naive=DataPrepWay(name="every rank tokenizes everything", host_bytes=350 * GIB, time_s=1500.0, disk_bytes=0),
+            ours=DataPrepWay(name="packed once, mapped by every rank", host_bytes=2 * GIB, time_s=240.0, disk_bytes=8 * GIB),
+            assumptions=("350 tokens per sample",),
+        ),
+    )
+
+
+@pytest.fixture
+def synthetic_plan() -> Plan:
+    """A fresh plan with every part filled in."""
+    return make_plan()
