@@ -302,7 +302,7 @@ def _memory_from_plain(plain: Mapping[str, Any], problems: list[str]) -> MemoryE
     rank0 = _rank_from_plain(rank, "estimate", problems)
     worst_rank = rank0 if worst is None else _rank_from_plain(worst, "estimate.worst_rank", problems)
     host_estimate = from_plain(HostEstimate, host, "estimate", problems)
-    tail = from_plain(_MemoryTail, rest, "estimate", problems)
+    tail = from_plain(MemoryTail, rest, "estimate", problems)
     if rank0 is None or worst_rank is None or host_estimate is None or tail is None:
         return None
     if total != max(rank0.required_bytes, worst_rank.required_bytes):
@@ -312,7 +312,7 @@ def _memory_from_plain(plain: Mapping[str, Any], problems: list[str]) -> MemoryE
 
 
 @dataclass(frozen=True, kw_only=True)
-class _MemoryTail:
+class MemoryTail:
     """What MemoryEstimate holds beside its ranks and host."""
 
     evidence: Literal["simulated-measured-kernels", "simulated-unmeasured-kernels", "conservative-stand-in"]

@@ -175,9 +175,9 @@ def request_of(args: argparse.Namespace) -> tuple[PlanRequest, tuple[Finding, ..
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     ds_config = None
     if args.ds_config is not None:
-        from llmcheck.dsconfig.reading import load
+        from llmcheck.dsconfig.reading import read
 
-        ds_config = load(args.ds_config)
+        ds_config = read(args.ds_config, where=f"--ds-config {args.ds_config}")
     return (
         PlanRequest(
             model=find_model(args.model, allow_network=not offline),

@@ -99,15 +99,16 @@ def _checked(value: Any, field: Field, where: str, problems: list[Problem]) -> A
     if kind == "any":
         return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    finite = number and (isinstance(value, int) or math.isfinite(value))
     good = {
-        "int": number and math.isfinite(value) and value == int(value),
-        "float": number and math.isfinite(value),
+        "int": finite and value == int(value),
+        "float": finite,
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
         "list": isinstance(value, list),
         "dict": isinstance(value, Mapping),
         "dtype": isinstance(value, str) and value in DTYPES,
-        "choice": isinstance(value, str) and value in field.choices,
+        "choice": isinstance(value, str) and (value.lower() if field.any_case else value) in field.choices,
     }[kind]
     if not good:
         if kind == "choice":
@@ -150,6 +151,10 @@ def own_conflicts(config: Mapping[str, Any], problems: list[Problem], notes: lis
     """What in a normalised configuration excludes what else in it. Looks at definite values only, never at "auto"."""
     _check_precision(config, problems)
     _check_optimizer(config, problems)
+    for path, parallelism in (("sequence_parallel_size", "sequence"), ("tensor_parallel.autotp_size", "tensor")):
+        size = _get(config, path)
+        if isinstance(size, (int, float)) and size > 1:
+            problems.append(Problem(path, f"{parallelism} parallelism is not planned for", "data parallelism (ZeRO) is; leave it out"))
     zero = config.get("zero_optimization", {})
     stage = definite(zero.get("stage"))
     if stage is None:
@@ -188,7 +193,9 @@ def own_conflicts(config: Mapping[str, Any], problems: list[Problem], notes: lis
         problems.append(Problem("gradient_allreduce_op", f"sum is not there in stage 3; {at}stage is 3"))
     if stage >= 2 and zero.get("reduce_scatter") is not False:
         if config.get("prescale_gradients") is True:
-            problems.append(Problem("prescale_gradients", f"excludes {at}reduce_scatter in stage {stage}", f"set {at}reduce_scatter to false"))
+            problems.append(
+                Problem("prescale_gradients", f"excludes {at}reduce_scatter in stage {stage}", f"set {at}reduce_scatter to false")
+            )
         if definite(config.get("gradient_predivide_factor")) not in (None, 1):
             problems.append(Problem("gradient_predivide_factor", f"must be 1 with {at}reduce_scatter in stage {stage}"))
     if stage == 0:
@@ -228,7 +235,8 @@ def _check_optimizer(config: Mapping[str, Any], problems: list[Problem]) -> None
     for name in ("optimizer", "scheduler"):
         section = config.get(name)
         if section is not None and not definite(section.get("type")):
-            problems.append(Problem(name, "needs a type", f'set {name}.type, for example "{"AdamW" if name == "optimizer" else "WarmupLR"}"'))
+            example = "AdamW" if name == "optimizer" else "WarmupLR"
+            problems.append(Problem(name, "needs a type", f'set {name}.type, for example "{example}"'))
     params = config.get("optimizer", {}).get("params")
     if isinstance(params, Mapping) and "max_grad_norm" in params:
         problems.append(Problem("optimizer.params.max_grad_norm", "DeepSpeed refuses it here", "write gradient_clipping at the top level"))

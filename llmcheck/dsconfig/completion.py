@@ -251,7 +251,7 @@ def _drop_open_scheduler(config: dict[str, Any], notes: list[str]) -> None:
 
 def _autos(node: Any, path: str) -> list[tuple[str, Any, Any]]:
     """Every "auto" as (path, the dict or list it is in, its key there); of a list the last first, so that they can be deleted."""
-    found = []
+    found: list[tuple[str, Any, Any]] = []
     if isinstance(node, dict):
         for key, value in node.items():
             found += [(f"{path}{key}", node, key)] if value == AUTO else _autos(value, f"{path}{key}.")
@@ -286,7 +286,7 @@ def _recipe_conflicts(config: Mapping[str, Any], recipe: TrainingRecipe, world_s
         ("gradient_accumulation_steps", "--grad-accum", fixed.grad_accum_steps, accum),
         ("zero_optimization.offload_optimizer, offload_param", "--offload", fixed.offload, recipe.offload),
         ("gradient_clipping", "the recipe's gradient clipping", fixed.gradient_clipping, recipe.gradient_clipping),
-        ("optimizer.type", "--optimizer", fixed.optimizer, recipe.optimizer),
+        ("optimizer.type", "--optimizer", _built_optimizer(config), recipe.optimizer),
     )
     found = [
         Problem(path, f"says {theirs}, {flag} says {ours}", "change the one or the other")
@@ -294,9 +294,7 @@ def _recipe_conflicts(config: Mapping[str, Any], recipe: TrainingRecipe, world_s
         if theirs is not None and theirs != ours
     ]
     if fixed.offload_device is not None and recipe.offload != "none" and fixed.offload_device != recipe.offload_device:
-        found.append(
-            Problem("zero_optimization.offload_*.device", f"says {fixed.offload_device}, the recipe says {recipe.offload_device}")
-        )
+        found.append(Problem("zero_optimization.offload_*.device", f"says {fixed.offload_device}, the recipe says {recipe.offload_device}"))
     total = fixed.global_batch_size
     batch = {p.where for p in found} & {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
     if total is not None and not batch and total != micro * accum * world_size:
@@ -333,9 +331,7 @@ def _recipe_against_itself(config: Mapping[str, Any], recipe: TrainingRecipe, pr
             Problem("zero_optimization.offload_optimizer", "--optimizer cpu-adam needs it", "add --offload optimizer, or choose fused-adam")
         )
     if recipe.optimizer == "adam-8bit" and zero["stage"] != 0 and config.get("zero_allow_untested_optimizer") is False:
-        problems.append(
-            Problem("zero_allow_untested_optimizer", "must be true for --optimizer adam-8bit, which DeepSpeed calls untested")
-        )
+        problems.append(Problem("zero_allow_untested_optimizer", "must be true for --optimizer adam-8bit, which DeepSpeed calls untested"))
     dtypes = config.get("data_types", {})
     param_dtype, grad_dtype = _dtype(dtypes.get("param_dtype")), _dtype(dtypes.get("grad_accum_dtype"))
     if param_dtype not in (None, recipe.precision):
@@ -350,9 +346,7 @@ def _recipe_against_itself(config: Mapping[str, Any], recipe: TrainingRecipe, pr
 
 def _check_batch(config: Mapping[str, Any], world_size: int, where: str) -> None:
     """The identity that DeepSpeed asserts; a user's numbers cannot break it here, a caller's can."""
-    total, micro, accum = (
-        int(config[k]) for k in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    )
+    total, micro, accum = (int(config[k]) for k in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"))
     if total != micro * accum * world_size:
         what = f"train_batch_size {total} is not micro-batch {micro} × accumulation {accum} × {world_size} GPUs"
         _raise([Problem("train_batch_size", what)], where)
@@ -397,9 +391,8 @@ def _fill(user: dict[str, Any], recipe: TrainingRecipe, world_size: int) -> dict
     if "nvme" in (offload_device(zero, "offload_optimizer"), offload_device(zero, "offload_param")):
         config["aio"] = {**_defaults(AIO), **user.get("aio", {})}
     for key, value in user.items():
-        if key not in config or not isinstance(config[key], dict):
-            if value is not None:
-                config[key] = value
+        if value is not None and not isinstance(config.get(key), dict):
+            config[key] = value
     return config
 
 
@@ -448,8 +441,16 @@ def _optimizer(config: Mapping[str, Any]) -> Optimizer | None:
     params = section.get("params")
     if isinstance(params, Mapping) and params.get("torch_adam") is True:
         return "adamw"
-    offloaded = offload_device(config.get("zero_optimization", {}), "offload_optimizer") != "none"
-    return "cpu-adam" if offloaded else "fused-adam"
+    zero = config.get("zero_optimization", {})
+    if "offload_optimizer" not in zero and "offload_param" not in zero:
+        return None  # FusedAdam on the GPU, DeepSpeedCPUAdam with offload: left to whoever decides the offload
+    return "cpu-adam" if offload_device(zero, "offload_optimizer") != "none" else "fused-adam"
+
+
+def _built_optimizer(config: Mapping[str, Any]) -> Optimizer | None:
+    """What DeepSpeed builds from the file once the offload is decided."""
+    zero = config.get("zero_optimization", {})
+    return _optimizer({**config, "zero_optimization": {"offload_optimizer": {}, **zero}})
 
 
 def _whole(value: Any) -> int | None:
@@ -477,7 +478,7 @@ def _raise(problems: list[Problem], where: str) -> None:
     if len(problems) == 1:
         (only,) = problems
         _fail(f"{WHAT}: {only.where}: {only.what}", where=where, why=only.why, hint=only.hint)
-    listed = "; ".join(f"{p.where}: {p.what}" + (f" ({p.hint.rstrip('?')}?)" if p.hint.startswith("did you mean") else "") for p in problems)
+    listed = "; ".join(f"{p.where}: {p.what}" + (f" ({p.hint})" if p.hint.startswith("did you mean") else "") for p in problems)
     _fail(f"{WHAT}: {len(problems)} problems", where=where, why=listed, hint=next((p.hint for p in problems if p.hint), ""))
 
 

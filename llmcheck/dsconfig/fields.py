@@ -25,6 +25,7 @@ class Field(NamedTuple):
     nullable: bool = False
     native_auto: bool = False  # "auto" is a value of DeepSpeed's own here, and its default
     stage3_only: bool = False
+    any_case: bool = False  # DeepSpeed lowers the value before it looks
 
 
 Section = dict[str, "Field | Section"]
@@ -187,11 +188,11 @@ TOP: Section = {
     "fp16": FP16,
     "torch_autocast": {"enabled": _flag(False), "dtype": _DTYPE, "lower_precision_safe_modules": _LIST},
     "gradient_clipping": _float(1.0),
-    "communication_data_type": Field("choice", choices=("fp16", "bf16", "fp32"), nullable=True),
-    "seq_parallel_communication_data_type": Field("choice", choices=("fp16", "bf16", "fp32"), nullable=True),
+    "communication_data_type": Field("choice", choices=("fp16", "bf16", "fp32"), nullable=True, any_case=True),
+    "seq_parallel_communication_data_type": Field("choice", choices=("fp16", "bf16", "fp32"), nullable=True, any_case=True),
     "prescale_gradients": _flag(False),
     "gradient_predivide_factor": _float(1.0),
-    "gradient_allreduce_op": Field("choice", "mean", choices=("mean", "sum")),
+    "gradient_allreduce_op": Field("choice", "mean", choices=("mean", "sum"), any_case=True),
     "disable_allgather": _flag(False),
     "dump_state": _flag(False),
     "disable_python_gc": _flag(False),

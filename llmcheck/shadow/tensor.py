@@ -12,6 +12,7 @@ like the real ``forward`` frees its temporaries where the real one does. The eng
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import prod
@@ -93,7 +94,7 @@ EMPTY = Storage(0)
 class Tensor:
     """A fake tensor: `shape`, `strides` (None: contiguous), element size in bytes, storage, autograd fields."""
 
-    __slots__ = ("shape", "strides", "item", "st", "req", "node", "slot", "view", "grad")
+    __slots__ = ("shape", "strides", "item", "st", "req", "node", "slot", "view", "grad", "leaf")
 
     def __init__(self, shape: Shape, item: int, st: Storage | None = None, strides: Shape | None = None, view: bool = False) -> None:
         self.shape = shape
@@ -105,6 +106,7 @@ class Tensor:
         self.slot = 0
         self.view = view  # made by a view op: never the target of an in-place accumulation
         self.grad: Tensor | None = None
+        self.leaf: Any = None  # weak reference to the accumulator of a leaf that is no parameter
 
     @property
     def numel(self) -> int:
@@ -206,7 +208,7 @@ def edges_of(inputs: Sequence[Tensor | None]) -> list[tuple[Node, int] | None]:
 class LeafAccumulate(Node):
     """The accumulator of a plain tensor made a leaf (`enable_input_require_grads`): keeps `.grad` on the tensor."""
 
-    __slots__ = ("tensor",)
+    __slots__ = ("tensor", "__weakref__")
 
     def __init__(self, tensor: Tensor) -> None:
         self.seq = 1 << 62
@@ -235,9 +237,11 @@ def accumulator(p: Param) -> AccumulateGrad:
 
 
 def leaf_accumulator(t: Tensor) -> Node:
-    """The (one) accumulator of a leaf that is no parameter."""
-    node = LeafAccumulate(t)
-    t.node = node
+    """The (one) accumulator of a leaf that is no parameter. The graph keeps it, the tensor only knows it."""
+    node = t.leaf() if t.leaf is not None else None
+    if node is None:
+        node = LeafAccumulate(t)
+        t.leaf = weakref.ref(node)
     return node
 
 

@@ -1,0 +1,55 @@
+"""The model families whose layer is modelled; each is imported only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
+from llmcheck.shadow.module import Build
+from llmcheck.shadow.tensor import Tape, cur
+
+# transformers' model_type -> module of this package that models it
+_MODULES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+    "qwen3": "llama",
+}
+
+
+def names() -> tuple[str, ...]:
+    """All modelled families, by transformers' model_type."""
+    return tuple(sorted(_MODULES))
+
+
+def get(family: str) -> Family | None:
+    """The family, or None where its layer is not modelled."""
+    module = _MODULES.get(family)
+    if module is None:
+        return None
+    found: Family = next(f for f in import_module(f"{__name__}.{module}").FAMILIES if f.name == family)
+    return found
+
+
+def build(family: str, config: Mapping[str, Any], run: Run | None = None, item: int = 2) -> CausalLM:
+    """The shadow model on a scratch tape: for its shape only."""
+    found = get(family)
+    if found is None:
+        raise KeyError(family)
+    cur.reset(Tape())
+    try:
+        return found.build(Build(item), Config(config), run or Run())
+    finally:
+        cur.reset(Tape())
+
+
+def parameters(family: str, config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of every parameter in the order of construction; tied ones once."""
+    return [(name, p.shape) for name, p in build(family, config).named_parameters()]
+
+
+def num_params(family: str, config: Mapping[str, Any]) -> int:
+    """The exact number of parameters, tied ones once."""
+    return sum(p.numel for p in build(family, config).parameters())
