@@ -253,7 +253,8 @@ def _global_batch_size(recipe: TrainingRecipe, cluster: ClusterSpec) -> int:
 
 
 def _recipe_to_plain(recipe: TrainingRecipe, cluster: ClusterSpec) -> dict[str, Any]:
-    return {**_without(to_plain(recipe), "deepspeed"), "global_batch_size": _global_batch_size(recipe, cluster)}
+    plain: dict[str, Any] = _without(to_plain(recipe), "deepspeed")
+    return {**plain, "global_batch_size": _global_batch_size(recipe, cluster)}
 
 
 def _alternative_to_plain(other: Alternative, cluster: ClusterSpec) -> dict[str, Any]:

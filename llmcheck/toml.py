@@ -15,4 +15,5 @@ else:  # pragma: no cover - exercised by the 3.10 job only
 def load(path: Path) -> dict[str, Any]:
     """The document at `path`. Raises ``tomllib.TOMLDecodeError`` or ``OSError``."""
     with path.open("rb") as file:
-        return tomllib.load(file)
+        document: dict[str, Any] = tomllib.load(file)
+    return document

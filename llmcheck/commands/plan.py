@@ -119,7 +119,9 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     _choice(group, "--method", ("auto", "full", "lora", "qlora"), "what is trained: every weight, adapters, adapters on a 4-bit model")
     _option(group, "--lora-rank", "N", whole("--lora-rank", 1, 1 << 16, unit="dimensions"), "rank of the adapters (default: 16)")
     _option(group, "--lora-targets", "all-linear|attention|NAMES", names("--lora-targets"), "modules with adapters (default: all-linear)")
-    _option(group, "--lora-dropout", "P", number("--lora-dropout", 0, 0.99, unit="probability"), "dropout before the adapters (default: 0.05)")
+    _option(
+        group, "--lora-dropout", "P", number("--lora-dropout", 0, 0.99, unit="probability"), "dropout before the adapters (default: 0.05)"
+    )
     group.add_argument("--train-embeddings", action="store_true", help="with adapters: train the embeddings and the head too")
     _choice(group, "--zero", ("auto", "0", "1", "2", "3"), "ZeRO stage of DeepSpeed")
     _choice(group, "--offload", ("auto", "none", "optimizer", "params"), "what lives in host memory instead")
@@ -127,8 +129,12 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     _choice(group, "--attention", ("auto", "eager", "sdpa", "flash"), "attention implementation")
     _choice(group, "--precision", ("bf16", "fp16", "fp32"), "number format of weights and activations (default: bf16 where the GPU has it)")
     _choice(group, "--loss", ("auto", "hf", "chunked", "liger"), "Hugging Face's loss with its copies of the logits, or one without")
-    _choice(group, "--optimizer", ("fused-adam", "adamw", "cpu-adam", "adam-8bit"), "optimizer (default: fused-adam; cpu-adam when offloaded)")
-    _choice(group, "--allocator", ("expandable", "native"), "PyTorch's CUDA allocator: expandable segments or not (default: the one that fits)")
+    _choice(
+        group, "--optimizer", ("fused-adam", "adamw", "cpu-adam", "adam-8bit"), "optimizer (default: fused-adam; cpu-adam when offloaded)"
+    )
+    _choice(
+        group, "--allocator", ("expandable", "native"), "PyTorch's CUDA allocator: expandable segments or not (default: the one that fits)"
+    )
     _option(group, "--ds-config", "FILE", str, 'DeepSpeed configuration to plan with; its "auto" values are free')
     _choice(group, "--solve", SOLVE_TARGETS, "the largest of it that fits; of gpus, the fewest")
 
@@ -139,7 +145,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     _option(group, "--out", "FILE", str, "write the plan file (JSON) too")
     _option(group, "--timeline", "FILE", _timeline_path, "draw memory over one step, by category: FILE.svg, or FILE.png with matplotlib")
     group.add_argument("--force", action="store_true", help="let --out and --timeline replace files that are not llmcheck's own")
-    _choice(group, "--fail-on", ("error", "warning", "never"), "exit 1 when it does not fit (error, the default), also when tight (warning)")
+    _choice(
+        group, "--fail-on", ("error", "warning", "never"), "exit 1 when it does not fit (error, the default), also when tight (warning)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -269,7 +277,9 @@ def _check_conflicts(args: argparse.Namespace) -> None:
             hint="for example `llmcheck plan --model bloomz-7b1 --gpus 8`; `llmcheck models` lists the names",
         )
     if args.samples is not None and args.tokens is not None:
-        raise UserError("--samples and --tokens both say how much is trained", code="conflict", where="--samples, --tokens", hint="give one")
+        raise UserError(
+            "--samples and --tokens both say how much is trained", code="conflict", where="--samples, --tokens", hint="give one"
+        )
     adapters = [
         flag
         for flag, value in (
@@ -289,7 +299,9 @@ def _check_conflicts(args: argparse.Namespace) -> None:
             hint="use --method lora or qlora, or leave " + " and ".join(adapters) + " out",
         )
     if args.solve == "gpus" and args.gpus is not None:
-        raise UserError("--solve gpus looks for the number that --gpus gives", code="conflict", where="--solve gpus, --gpus", hint="give one")
+        raise UserError(
+            "--solve gpus looks for the number that --gpus gives", code="conflict", where="--solve gpus, --gpus", hint="give one"
+        )
     for target, flag, value in (
         ("seq-len", "--seq-len", args.seq_len),
         ("micro-batch", "--micro-batch", args.micro_batch),
@@ -297,7 +309,10 @@ def _check_conflicts(args: argparse.Namespace) -> None:
     ):
         if args.solve == target and value is not None:
             raise UserError(
-                f"--solve {target} looks for the number that {flag} gives", code="conflict", where=f"--solve {target}, {flag}", hint="give one"
+                f"--solve {target} looks for the number that {flag} gives",
+                code="conflict",
+                where=f"--solve {target}, {flag}",
+                hint="give one",
             )
     if args.solve == "lora-rank" and args.method == "full":
         raise UserError("--solve lora-rank needs adapters", code="conflict", where="--solve lora-rank, --method full", hint="--method lora")

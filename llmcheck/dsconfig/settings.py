@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llmcheck.dsconfig.checking import offload_device
 from llmcheck.dsconfig.fields import (
@@ -36,8 +36,7 @@ DDP_BUCKET_ELEMENTS = 500_000_000
 Wrapper = Literal["zero-1-2", "zero-3", "bf16-optimizer", "fp16-fused", "fp16-unfused", "none"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class OffloadSettings:
+class OffloadSettings(NamedTuple):
     """One of `offload_optimizer` and `offload_param`. Sizes are elements, as DeepSpeed counts them."""
 
     device: Literal["none", "cpu", "nvme"] = "none"

@@ -112,9 +112,7 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[bool], columns: int, pe
         widths[0] = max(8, widths[0] - (min(widths[-1], 12) - room))
         room = columns - sum(widths[:-1]) - 2 * (len(widths) - 1)
     widths[-1] = max(1, min(widths[-1], room))
-    return [
-        "  ".join(pad(cut(cell, w, pen), w, right=r) for cell, w, r in zip(row, widths, right, strict=True)).rstrip() for row in rows
-    ]
+    return ["  ".join(pad(cut(cell, w, pen), w, right=r) for cell, w, r in zip(row, widths, right, strict=True)).rstrip() for row in rows]
 
 
 def cells(sizes: Sequence[float], width: int) -> list[int]:

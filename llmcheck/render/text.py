@@ -49,7 +49,7 @@ def _verdict(plan: Plan, solve: SolveResult | None, pen: Pen) -> list[str]:
     if solve is not None:
         answer, more = solve_words(solve)
         lines += [" " + pen.bold(clean(answer)), *(" " + line for line in wrap(clean(more).split(), columns - 2)), ""]
-    head, *tail = wrap(rest.split(), columns - 3 - len(word))
+    head, *tail = wrap(clean(rest).split(), columns - 3 - len(word))
     lines.append(f" {pen.verdict(plan.verdict, word)}  {pen.bold(head)}")
     lines += [" " * (len(word) + 3) + line for line in tail]
     lines += _labelled("model", wrap([clean(word) for word in model_words(plan).split()], columns - _GUTTER - 1), pen)
@@ -217,7 +217,9 @@ def _notes(plan: Plan, pen: Pen) -> list[str]:
         text = wrap(clean("; ".join(notes)).split(), columns)
         if len(text) > _MAX_NOTE_LINES:
             tail = f"{pen.glyph('…', '...')} all {len(notes)} in --format json"
-            last = cut(text[_MAX_NOTE_LINES - 1] + " " * columns, columns - len(tail) - 1, pen)  # always cut: its own mark goes, the tail has one
+            last = cut(
+                text[_MAX_NOTE_LINES - 1] + " " * columns, columns - len(tail) - 1, pen
+            )  # always cut: its own mark goes, the tail has one
             text = [*text[: _MAX_NOTE_LINES - 1], last.rstrip("….").rstrip() + " " + tail]
         lines += _labelled(label, [pen.dim(line) for line in text], pen)
     return lines
@@ -247,4 +249,3 @@ def _headed(lines: Sequence[str], pen: Pen) -> list[str]:
 
 def _spelt(text: str, pen: Pen) -> str:
     return text if pen.terminal.unicode else text.replace("±", "+-")
-

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from llmcheck.console import Terminal
 from llmcheck.errors import CouldNotCheckError
 from llmcheck.planner.plan import Plan
 from llmcheck.render import categories
-from llmcheck.render.draw import clean
+from llmcheck.render.draw import Pen, clean, cut
 from llmcheck.render.phrases import model_words, recipe_phrases
 from llmcheck.types import RankEstimate
 from llmcheck.units import GIB
@@ -42,7 +44,7 @@ def stack_of(rank: RankEstimate, max_points: int = _MAX_POINTS) -> Stack:
     rows = list(rank.timeline)
     if len(rows) > max_points:
         bounds = [len(rows) * i // max_points for i in range(max_points + 1)]
-        rows = [max(rows[a:b], key=lambda row: sum(row[1].values())) for a, b in zip(bounds, bounds[1:], strict=False)]
+        rows = [max(rows[a:b], key=lambda row: sum(row[1].values())) for a, b in pairwise(bounds)]
     most: dict[str, int] = {}
     for _, sizes in rows:
         for name, size in sizes.items():
@@ -69,10 +71,12 @@ def svg(plan: Plan) -> bytes:
     def y(gib: float) -> float:
         return bottom - gib / top * (bottom - _TOP)
 
-    title = f"Memory over one step: {model_words(plan)}, rank {rank.rank}"
+    title = cut(f"Memory over one step: {model_words(plan)}, rank {rank.rank}", 96, Pen(Terminal()))
     body = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
-        f'role="img" aria-label="{_xml(title)}" font-family="Helvetica, Arial, sans-serif" font-size="12" fill="{_INK}">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
+            f'role="img" aria-label="{_xml(title)}" font-family="Helvetica, Arial, sans-serif" font-size="12" fill="{_INK}">'
+        ),
         f"<desc>{MARK}</desc>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
         _text(_LEFT, 26, title, size=16, bold=True),
@@ -160,11 +164,11 @@ def _axes(right: float, bottom: float) -> list[str]:
     ]
 
 
-def _cap_line(plan: Plan, cap: float, top: float, y: object, right: float) -> list[str]:
+def _cap_line(plan: Plan, cap: float, top: float, y: Callable[[float], float], right: float) -> list[str]:
     label = f"{plan.cluster.gpu.name}: {cap:.2f} GiB"
     if cap > top:
         return [_text(right, _TOP - 6, label + ", above", anchor="end", colour=_CAP)]
-    level = y(cap)  # type: ignore[operator]
+    level = y(cap)
     return [
         f'<line x1="{_LEFT}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}" stroke="{_CAP}" stroke-width="1.5" stroke-dasharray="6 4"/>',
         _text(right, level - 6, label, anchor="end", colour=_CAP),

@@ -10,6 +10,7 @@ from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
 from llmcheck.shadow.optim import OptimizerState
 from llmcheck.shadow.tensor import Tape, Tensor, backward, cur
+from llmcheck.shadow.zero.stage3 import Stage3, Stage3Build
 from llmcheck.shadow.zero.stage12 import Stage12
 from llmcheck.types import TrainingRecipe
 
@@ -40,23 +41,28 @@ def execute(
     item = ITEM[recipe.precision]
     run = Run(attention=recipe.attention, loss=recipe.loss, checkpointing=recipe.checkpointing, liger=recipe.loss == "liger")
     cur.category = "weights"
-    build = Build(item)
+    build = Stage3Build(item, world, settings.offload_param_device != "none") if settings.stage == 3 else Build(item)
     model = family.build(build, config, run)
     if recipe.lora is not None:
         lora.inject(model, recipe.lora, family, build)
         model.require_input_grads = recipe.checkpointing
     tape.mark("phase", "model")
-    engine = _initialize(model, recipe, settings, item, rank, world, device_bytes)
+    engine = _initialize(model, build, recipe, settings, item, rank, world, device_bytes)
     tape.mark("phase", "init")
     _train(model, engine, recipe, kernels, tape, steps)
+    cur.hooks = None
     cur.reset(Tape())
     return tape
 
 
 def _initialize(
-    model: CausalLM, recipe: TrainingRecipe, settings: ZeroSettings, item: int, rank: int, world: int, device_bytes: int
+    model: CausalLM, build: Build, recipe: TrainingRecipe, settings: ZeroSettings, item: int, rank: int, world: int, device_bytes: int
 ) -> Any:
     optimizer = OptimizerState(recipe.optimizer)
+    if isinstance(build, Stage3Build):
+        stage3 = Stage3(model, build, settings, rank=rank, world=world, item=item, optimizer=optimizer)
+        stage3.initialize(device_bytes)
+        return stage3
     params = [p for p in model.parameters() if p.req]
     engine = Stage12(params, settings, rank=rank, world=world, item=item, optimizer=optimizer)
     used = sum(p.nbytes for p in model.parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmcheck.shadow import ops
@@ -11,7 +11,14 @@ from llmcheck.shadow.tensor import Param, Storage, Tensor, cur
 
 
 class Module:
-    """Base of all shadow modules. Attributes that are modules, parameters or lists of modules form the tree."""
+    """Base of all shadow modules. Attributes that are modules, parameters or lists of modules form the tree.
+
+    `positional`: how many leading arguments the real code passes by position. ZeRO-3 hooks only those for the end of a backward pass.
+    Every module that the real model *calls* is one here too (activations, dropouts, rotary embeddings): each call is a step of ZeRO-3's
+    prefetcher.
+    """
+
+    positional = 9
 
     def __call__(self, *args: Any) -> Any:
         hooks = cur.hooks
@@ -159,9 +166,30 @@ class RMSNorm(Module):
         return ops.mul(self.weight, ops.cast(hidden_states, item))
 
 
+class Activation(Module):
+    """An activation function that transformers keeps as a module (``ACT2FN``)."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x)
+
+
+class Dropout(Module):
+    """``nn.Dropout`` in training (``nn.Identity`` behaves like a probability of 0)."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.p)
+
+
 class CheckpointedLayer(Module):
     """``GradientCheckpointingLayer``: the first argument is the region's input, the rest is bound to the re-run."""
 
+    positional = 1
     checkpointed = False
 
     def __call__(self, x: Tensor, *bound: Any) -> Any:

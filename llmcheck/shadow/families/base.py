@@ -45,6 +45,7 @@ class Family:
 class CausalLM(Module):
     """A causal language model. `input_embeddings()` is what ``enable_input_require_grads`` hooks."""
 
+    positional = 0
     require_input_grads = False
 
     def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:

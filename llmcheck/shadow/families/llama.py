@@ -11,12 +11,14 @@ from llmcheck.shadow import ops
 from llmcheck.shadow.attention import attention, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.loss import causal_lm_loss
-from llmcheck.shadow.module import Build, CheckpointedLayer, Embedding, Linear, Module, RMSNorm
+from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Embedding, Linear, Module, RMSNorm
 from llmcheck.shadow.tensor import NoGrad, Tensor
 
 
 class RotaryEmbedding(Module):
     """cos and sin [1, s, d] in the model's type; the inverse frequencies are two small fp32 buffers."""
+
+    positional = 1
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -50,6 +52,8 @@ def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tupl
 
 
 class LlamaAttention(Module):
+    positional = 0
+
     def __init__(self, build: Build, config: Config, run: Run, *, bias: bool, out_bias: bool, qk_norm: bool) -> None:
         self.kind = run.attention
         self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
@@ -85,7 +89,7 @@ class GatedMLP(Module):
         self.gate_proj = Linear(build, hidden, intermediate, bias)
         self.up_proj = Linear(build, hidden, intermediate, bias)
         self.down_proj = Linear(build, intermediate, hidden, bias)
-        self.act_fn = act
+        self.act_fn = Activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
         down_proj: Tensor = self.down_proj(ops.mul(self.act_fn(self.gate_proj(x)), self.up_proj(x)))
@@ -112,6 +116,8 @@ class LlamaDecoderLayer(CheckpointedLayer):
 
 
 class LlamaModel(Module):
+    positional = 0
+
     def __init__(self, build: Build, config: Config, run: Run, **attn: bool) -> None:
         self.kind = run.attention
         self.windows = layer_windows(config)
