@@ -17,3 +17,8 @@ def load(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         document: dict[str, Any] = tomllib.load(file)
     return document
+
+
+def loads(text: str) -> dict[str, Any]:
+    """The document in `text`. Raises ``tomllib.TOMLDecodeError``."""
+    return tomllib.loads(text)

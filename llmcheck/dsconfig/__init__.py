@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from llmcheck.dsconfig.completion import Completion, RecipeOverrides, complete, recipe_overrides, resolve
+from llmcheck.dsconfig.completion import Completion, RecipeOverrides, complete, hidden_size_of, recipe_overrides, resolve
 from llmcheck.dsconfig.reading import parse, read
 from llmcheck.dsconfig.settings import OffloadSettings, ZeroSettings
 
-__all__ = ["Completion", "OffloadSettings", "RecipeOverrides", "ZeroSettings", "complete", "parse", "read", "recipe_overrides", "resolve"]
+__all__ = [
+    "Completion",
+    "OffloadSettings",
+    "RecipeOverrides",
+    "ZeroSettings",
+    "complete",
+    "hidden_size_of",
+    "parse",
+    "read",
+    "recipe_overrides",
+    "resolve",
+]

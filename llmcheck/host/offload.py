@@ -12,6 +12,7 @@ from llmcheck.dsconfig.settings import DTYPE_BYTES, ZeroSettings
 from llmcheck.host.memory import Block, HostMemory
 from llmcheck.units import ceil_div, round_up
 
+PROCESS = "processes"
 MASTER = "master weights"
 MOMENTS = "Adam moments"
 GRADIENTS = "gradients"
@@ -48,25 +49,30 @@ def simulate(
     memory: HostMemory,
     free_device_bytes: int | None = None,
     adam_on_host: bool = True,
+    process_bytes: int = 0,
+    process_growth_bytes: int = 0,
 ) -> RankHost:
     """Run construction, initialisation and two optimizer steps of `rank` on `memory`: phases model, init, train.
 
-    `free_device_bytes`: what the driver reports free once the model is on the GPU (None: enough); DeepSpeed flattens through host
-    memory when the flat buffer does not fit there.
+    `process_bytes` is there from the start, `process_growth_bytes` comes with the first step. `free_device_bytes` is what the driver
+    reports free once the model is on the GPU (None: enough); DeepSpeed flattens through host memory when the flat buffer does not fit.
     """
     run = _Rank(parameters, settings, rank, memory, free_device_bytes)
     memory.phase("model")
+    memory.take(PROCESS, process_bytes)
     if settings.stage == 3:
         run.construct_partitioned()
         memory.phase("init")
         run.initialize_stage3()
         memory.phase("train")
+        memory.take(PROCESS, process_growth_bytes)
         run.step_stage3(adam_on_host)
     else:
         memory.phase("init")
         if settings.wrapper == "zero-1-2":
             run.initialize_stage12()
         memory.phase("train")
+        memory.take(PROCESS, process_growth_bytes)
         run.step_stage12(adam_on_host)
     return RankHost(memory, run.nvme_bytes, tuple(run.warnings))
 
@@ -122,10 +128,11 @@ class _Rank:
         settings, memory = self.settings, self.memory
         if not (settings.offload_optimizer.enabled and settings.stage in (1, 2) and self.trainable):
             return
-        if settings.grad_accum_steps > 1 and self.master == 4:
+        compact = settings.grad_accum_dtype == "fp32" != settings.precision  # those accumulate on the GPU
+        if settings.grad_accum_steps > 1 and self.master == 4 and not compact:
             # async_accumulate_grad_in_cpu_via_gpu: a buffer for each parameter that touches the partition, whole
             start, end = self.partition * self.rank, self.partition * (self.rank + 1)
-            for offset, numel in zip(self.offsets, self.flat_numels):
+            for offset, numel in zip(self.offsets, self.flat_numels, strict=True):
                 if offset < end and offset + numel > start:
                     buffer = memory.take(GRADIENTS, self.item * numel)
                     if settings.offload_optimizer.pin_memory:

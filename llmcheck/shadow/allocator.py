@@ -171,7 +171,7 @@ class NativeAllocator:
                         self.reserved -= block.size
                     else:
                         kept.append(entry)
-                pool.blocks = kept
+                pool.blocks[:] = kept  # in place: `malloc` holds this list while it asks for a segment
 
 
 class ExpandableAllocator:

@@ -40,6 +40,8 @@ def _choose(q: Tensor, v: Tensor, mask: Tensor | None, gqa: bool) -> str:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """``F.scaled_dot_product_attention``; result [b, H, s, dv] in the query's layout."""
+    if mask is not None and mask.item == 1:
+        mask = Tensor(mask.shape, q.item)  # a boolean mask becomes an additive one
     gqa = q.shape[1] != k.shape[1]
     name = _choose(q, v, mask, gqa)
     if name == "math":
@@ -169,6 +171,15 @@ def flash_attention_forward(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.
     return out
 
 
+def attention_interface(
+    kind: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> tuple[Tensor, Tensor | None]:
+    """The attention interface by name: output [b, s, H, d], and the probabilities where the eager one ran."""
+    if kind == "eager":
+        return eager_attention_forward(q, k, v, mask, dropout)
+    return attention(kind, q, k, v, mask, dropout), None
+
+
 def attention(kind: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     """The attention interface by name; [b, s, H, d]."""
     if kind == "eager":
@@ -194,17 +205,22 @@ def causal_mask(kind: str, batch: int, seq: int, item: int, window: int | None =
 
 
 def _byte_mask(batch: int, seq: int, window: int | None) -> Tensor:
-    """``causal & padding`` by broadcasting: [1, 1, s, s] comparisons, then [b, 1, s, s]."""
-    keep_alive = Tensor((1, 1, seq, seq), 1)
-    if window is not None and seq:
-        inside = Tensor((1, 1, seq, seq), 1)
-        both = Tensor((1, 1, seq, seq), 1)
-        keep_alive = both
-        del inside, both
+    """The masks of a mask function combined one by one: [1, 1, s, s] comparisons and products, with the padding [b, 1, s, s]."""
+    grid = (1, 1, seq, seq)
+    if window is None:
+        one = Tensor(grid, 1)  # key <= query
+        pattern = Tensor(grid, 1)
     else:
-        both = Tensor((1, 1, seq, seq), 1)
-        keep_alive = both
+        one = Tensor(grid, 1)  # key > query - window
+        first = Tensor(grid, 1)
+        del one
+        one = Tensor(grid, 1)  # key <= query
+        both = Tensor(grid, 1)
+        del one, first
+        one = both
+        pattern = Tensor(grid, 1)
         del both
+    del one
     out = Tensor((batch, 1, seq, seq), 1)
-    del keep_alive
+    del pattern
     return out

@@ -10,6 +10,7 @@ from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
 from llmcheck.shadow.optim import OptimizerState
 from llmcheck.shadow.tensor import Tape, Tensor, backward, cur
+from llmcheck.shadow.zero import stage0
 from llmcheck.shadow.zero.stage3 import Stage3, Stage3Build
 from llmcheck.shadow.zero.stage12 import Stage12
 from llmcheck.types import TrainingRecipe
@@ -17,6 +18,13 @@ from llmcheck.types import TrainingRecipe
 if TYPE_CHECKING:
     from llmcheck.dsconfig import ZeroSettings
 
+_WRAPPERS: dict[str, Any] = {
+    "zero-1-2": Stage12,
+    "bf16-optimizer": stage0.Bf16Optimizer,
+    "fp16-fused": stage0.FusedFp16,
+    "fp16-unfused": stage0.UnfusedFp16,
+    "none": stage0.Plain,
+}
 ITEM = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -29,25 +37,25 @@ def execute(
     kernels: Kernels,
     rank: int,
     world: int,
-    device_bytes: int,
+    flatten_on_device: bool,
     steps: int,
 ) -> Tape:
     """The tape of rank `rank` of `world`: phases model, init, then fwdK, bwdK, stepK for `steps` steps.
 
-    `device_bytes`: memory that the driver would report as free before the model is built.
+    `flatten_on_device`: stages 1 and 2 flatten the parameters on the device (there is room for a second copy), else through the host.
     """
     tape = Tape()
     cur.reset(tape, kernels)
     item = ITEM[recipe.precision]
     run = Run(attention=recipe.attention, loss=recipe.loss, checkpointing=recipe.checkpointing, liger=recipe.loss == "liger")
     cur.category = "weights"
-    build = Stage3Build(item, world, settings.offload_param_device != "none") if settings.stage == 3 else Build(item)
+    build = Stage3Build(item, world, settings.offload_param.enabled) if settings.stage == 3 else Build(item)
     model = family.build(build, config, run)
     if recipe.lora is not None:
         lora.inject(model, recipe.lora, family, build)
         model.require_input_grads = recipe.checkpointing
     tape.mark("phase", "model")
-    engine = _initialize(model, build, recipe, settings, item, rank, world, device_bytes)
+    engine = _initialize(model, build, recipe, settings, item, rank, world, flatten_on_device)
     tape.mark("phase", "init")
     _train(model, engine, recipe, kernels, tape, steps)
     cur.hooks = None
@@ -56,17 +64,17 @@ def execute(
 
 
 def _initialize(
-    model: CausalLM, build: Build, recipe: TrainingRecipe, settings: ZeroSettings, item: int, rank: int, world: int, device_bytes: int
+    model: CausalLM, build: Build, recipe: TrainingRecipe, settings: ZeroSettings, item: int, rank: int, world: int, flatten_on_device: bool
 ) -> Any:
     optimizer = OptimizerState(recipe.optimizer)
     if isinstance(build, Stage3Build):
         stage3 = Stage3(model, build, settings, rank=rank, world=world, item=item, optimizer=optimizer)
-        stage3.initialize(device_bytes)
+        stage3.initialize(flatten_on_device)
         return stage3
     params = [p for p in model.parameters() if p.req]
-    engine = Stage12(params, settings, rank=rank, world=world, item=item, optimizer=optimizer)
-    used = sum(p.nbytes for p in model.parameters())
-    engine.initialize(device_bytes - used)
+    wrapper = _WRAPPERS[settings.wrapper]
+    engine = wrapper(params, settings, rank=rank, world=world, item=item, optimizer=optimizer)
+    engine.initialize(flatten_on_device)
     return engine
 
 

@@ -551,6 +551,28 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
     return out if node is None else attach(out, node)
 
 
+def baddbmm(base: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``base.baddbmm(a, b, beta=1, alpha=c)``, `base` without gradient. Backward: a product and its scaling for `a`, then for `b`."""
+    n, s_, k = a.shape
+    t_ = b.shape[2]
+    node: Node | None = None
+    if cur.grad and (a.req or b.req):
+        item, need_a, need_b = a.item, a.req, b.req
+
+        def scaled(shape: Shape) -> Tensor:
+            product = matmul_kernel(shape, item)
+            out = Tensor(shape, item)
+            del product
+            return out
+
+        def back(s: Any, g: Tensor) -> list[Tensor | None]:
+            return [scaled((n, s_, k)) if need_a else None, scaled((n, k, t_)) if need_b else None]
+
+        node = begin(back, (a, b), (keep(b) if need_a else None, keep(a) if need_b else None))
+    out = matmul_kernel((n, s_, t_), a.item)
+    return out if node is None else attach(out, node)
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """``torch.matmul`` of equal batch dimensions: reshape, bmm, view."""
     lead = a.shape[:-2]

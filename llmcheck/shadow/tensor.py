@@ -138,7 +138,7 @@ class Param(Tensor):
 class Node:
     """One backward function. `fn(saved, grad) -> gradients`, one for each of `edges`."""
 
-    __slots__ = ("seq", "fn", "edges", "saved", "packed", "shapes", "buf", "deps", "slots", "seen")
+    __slots__ = ("seq", "fn", "edges", "saved", "packed", "shapes", "buf", "deps", "slots", "seen", "category")
 
     def __init__(self, fn: Callable[[Any, Any], Any], edges: list[tuple[Node, int] | None], saved: Sequence[Any], shapes: Any) -> None:
         c = cur
@@ -154,6 +154,7 @@ class Node:
             self.saved = [pack(s) for s in saved]
             self.packed = True
         self.shapes = shapes  # of the inputs, where broadcasting may need a reduction
+        self.category = c.category  # the backward pass books its temporaries where the forward did
         self.buf: Any = None
         self.deps = 0
         self.slots = 1
@@ -314,7 +315,7 @@ def backward(root: Tensor) -> None:
     """Run the graph of the scalar `root`."""
     global _generation
     c = cur
-    before = c.grad
+    before, category = c.grad, c.category
     c.grad = False
     assert root.node is not None
     start = root.node
@@ -348,6 +349,7 @@ def backward(root: Tensor) -> None:
             node.buf = None
             fn = node.fn
             assert fn is not None
+            c.category = node.category
             saved = node.saved
             if node.packed:
                 saved = [s.unpack() for s in saved]
@@ -399,4 +401,4 @@ def backward(root: Tensor) -> None:
                         heappush(heap, (-n.seq, n))
             node = e = n = edges = None  # type: ignore[assignment]
     finally:
-        c.grad = before
+        c.grad, c.category = before, category

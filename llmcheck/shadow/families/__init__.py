@@ -16,6 +16,7 @@ _MODULES = {
     "mistral": "llama",
     "qwen2": "llama",
     "qwen3": "llama",
+    "bloom": "bloom",
 }
 
 

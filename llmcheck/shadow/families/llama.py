@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmcheck.shadow import ops
-from llmcheck.shadow.attention import attention, causal_mask
+from llmcheck.shadow.attention import attention_interface, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.loss import causal_lm_loss
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Embedding, Linear, Module, RMSNorm
@@ -66,7 +66,7 @@ class LlamaAttention(Module):
         self.q_norm = RMSNorm(build, d) if qk_norm else None
         self.k_norm = RMSNorm(build, d) if qk_norm else None
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
@@ -78,10 +78,12 @@ class LlamaAttention(Module):
         value_states = ops.transpose(ops.view(self.v_proj(hidden_states), *hidden_shape), 1, 2)
         cos, sin = position_embeddings
         query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
-        attn_output = attention(self.kind, query_states, key_states, value_states, attention_mask, self.dropout)
+        attn_output, attn_weights = attention_interface(
+            self.kind, query_states, key_states, value_states, attention_mask, self.dropout
+        )
         attn_output = ops.contiguous(ops.reshape(attn_output, *input_shape, -1))
         attn_output = self.o_proj(attn_output)
-        return attn_output
+        return attn_output, attn_weights
 
 
 class GatedMLP(Module):
@@ -106,7 +108,7 @@ class LlamaDecoderLayer(CheckpointedLayer):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
         residual = hidden_states
         hidden_states = self.input_layernorm(hidden_states)
-        hidden_states = self.self_attn(hidden_states, attention_mask, position_embeddings)
+        hidden_states, _ = self.self_attn(hidden_states, attention_mask, position_embeddings)
         hidden_states = ops.add(residual, hidden_states)
         residual = hidden_states
         hidden_states = self.post_attention_layernorm(hidden_states)
@@ -144,6 +146,8 @@ class LlamaModel(Module):
 def layer_windows(config: Config) -> list[int | None]:
     """The sliding window of each layer, None for full attention."""
     window = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True):
+        window = None
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         kinds = ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers

@@ -69,19 +69,19 @@ class Stage12:
         self.master: Storage | None = None
         self.boundary = True
         self.micro_step = 0
-        self.offload = settings.offload_optimizer_device != "none"
+        self.offload = settings.offload_optimizer.enabled
         self.offload_buffer: Storage | None = None
 
     # --- deepspeed.initialize ---------------------------------------------------------------------------------------------------
 
-    def initialize(self, free_bytes: int) -> None:
-        """Flatten, master copy, gradient partition. `free_bytes`: what the driver reports as free after ``empty_cache``."""
+    def initialize(self, flatten_on_device: bool) -> None:
+        """Flatten, master copy, gradient partition. Through the host where the device has no room for a second copy."""
         c = cur
         part = self.partition
         c.tape.mark("empty_cache")
         c.category = "weights"
         flat_bytes = part.total * self.item
-        if free_bytes >= flat_bytes:
+        if flatten_on_device:
             pad = Storage((part.total - part.used) * self.item)
             self.flat = Storage(flat_bytes)
             del pad

@@ -205,7 +205,7 @@ class Coordinator:
         stream, cur.stream = cur.stream, self.stream
         category, cur.category = cur.category, "gathered_weights"
         handle: _Handle | _Single
-        offload = self.settings.offload_param_device != "none"
+        offload = self.settings.offload_param.enabled
         if self.world == 1:
             for p in params:
                 p.st = Storage(p.ds.numel * p.item) if offload and not p.ds.persist else p.ds.tensor
@@ -407,8 +407,8 @@ class Stage3:
         self.masters: list[Storage] = []
         self.grad_partitions: Storage | None = None
         self.boundary = True
-        self.offload = settings.offload_optimizer_device != "none"
-        self.offload_param = settings.offload_param_device != "none"
+        self.offload = settings.offload_optimizer.enabled
+        self.offload_param = settings.offload_param.enabled
         self.sub_groups = self._sub_groups()
 
     def _sub_groups(self) -> list[list[Param]]:
@@ -427,7 +427,7 @@ class Stage3:
                 group, n = [], 0
         return groups
 
-    def initialize(self, free_bytes: int) -> None:
+    def initialize(self, flatten_on_device: bool) -> None:
         c = cur
         settings = self.settings
         total = 0

@@ -1,0 +1,53 @@
+"""What transformers' configuration classes take for granted, family by family: data/families.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from llmcheck.catalog import tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyData:
+    """One family's configuration class.
+
+    `defaults` has every field on which shape, memory or time depends; None where the class derives the value from others.
+    `aliases` maps the other names under which the class takes a field. `rope` is empty for a family without rotary embedding.
+    """
+
+    name: str
+    defaults: Mapping[str, Any]
+    aliases: Mapping[str, str]
+    rope: Mapping[str, Any]
+    linear_targets: tuple[str, ...]
+    attention_targets: tuple[str, ...]
+
+
+@cache
+def _blocks() -> dict[str, str]:
+    return {block[: block.index("]")]: block[block.index("\n") :] for block in tables.blocks("families.toml", "[family.")}
+
+
+def names() -> tuple[str, ...]:
+    """Every family of the file, by transformers' model_type."""
+    return tuple(sorted(_blocks()))
+
+
+@cache
+def family_data(name: str) -> FamilyData | None:
+    """The configuration class of a model_type, or None where it is not known."""
+    block = _blocks().get(name)
+    if block is None:
+        return None
+    table = tables.parse(block)
+    return FamilyData(
+        name=name,
+        defaults={**table["defaults"], **dict.fromkeys(table["null"])},
+        aliases=table["aliases"],
+        rope=table["rope"],
+        linear_targets=tuple(table["linear_targets"]),
+        attention_targets=tuple(table["attention_targets"]),
+    )

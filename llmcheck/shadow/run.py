@@ -1,0 +1,192 @@
+"""The memory of one rank: execute the recipe in miniature, replay the allocations, read off peaks, verdict and smallest GPU.
+
+One call yields everything that `plan` shows of a rank. Results are cached by what decides them, since a search asks again and again.
+"""
+
+from __future__ import annotations
+
+import gc
+from functools import lru_cache
+from typing import NamedTuple
+
+from llmcheck.dsconfig import ZeroSettings
+from llmcheck.shadow import families
+from llmcheck.shadow.execute import execute
+from llmcheck.shadow.families.base import Config, Family
+from llmcheck.shadow.kernels import kernels_for
+from llmcheck.shadow.replay import Replay, breakdown, replay, timeline
+from llmcheck.shadow.tensor import Tape
+from llmcheck.types import ClusterSpec, GpuSpec, ModelSpec, RankEstimate, TrainingRecipe
+from llmcheck.units import MIB
+
+# Device memory of loaded kernels and library handles beyond the bare CUDA context, read off nvidia-smi's figure minus torch's reserved
+# bytes in 56 runs (H100, driver 580, torch 2.11, CUDA 13.0): the same to 2 MiB within each group.
+_LOADED_BYTES = 200 * MIB
+_LOADED_STAGE0_BYTES = 146 * MIB
+_LOADED_CUDNN_ATTENTION_BYTES = 16 * MIB
+
+
+class Sequence(NamedTuple):
+    """A simulated rank: its tape, and whether DeepSpeed had to flatten through the host."""
+
+    tape: Tape
+    steps: int
+
+
+def loaded_bytes(recipe: TrainingRecipe, gpu: GpuSpec) -> int:
+    """Device memory of the process outside torch's allocator, beyond the CUDA context."""
+    total = _LOADED_STAGE0_BYTES if recipe.zero_stage == 0 else _LOADED_BYTES
+    if recipe.attention == "sdpa" and gpu.compute_capability >= (9, 0):
+        total += _LOADED_CUDNN_ATTENTION_BYTES
+    return total
+
+
+def overhead_bytes(recipe: TrainingRecipe, gpu: GpuSpec) -> int:
+    """Everything of the process that torch's allocator does not manage: CUDA context, loaded kernels. NCCL's buffers are not in it."""
+    return gpu.context_bytes + loaded_bytes(recipe, gpu)
+
+
+def simulate_rank(
+    model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, *, rank: int = 0, cap_bytes: int | None = None
+) -> RankEstimate:
+    """Simulate `rank` of the cluster.
+
+    `cap_bytes`: bytes that torch's allocator may reserve (None: the GPU's memory less context and loaded kernels).
+    """
+    overhead = overhead_bytes(recipe, cluster.gpu)
+    capacity = cluster.gpu.memory_bytes - overhead if cap_bytes is None else cap_bytes
+    free = cluster.gpu.memory_bytes - overhead
+    sequence = _sequence(model, recipe, cluster, rank, free)
+    kind = recipe.allocator
+    actual = replay(sequence.tape, kind, capacity)
+    oom = actual.out_of_memory
+    shown = replay(sequence.tape, kind, None) if oom is not None else actual
+    required = _required_bytes(model, recipe, cluster, rank, shown, overhead)
+    last = sequence.steps - 1
+    peak = shown.peak_allocated_bytes(True)
+    return RankEstimate(
+        rank=rank,
+        peak_allocated_bytes=peak,
+        init_peak_allocated_bytes=shown.peak_allocated_bytes(False),
+        peak_reserved_bytes=shown.peak_reserved_bytes,
+        process_bytes=shown.peak_reserved_bytes + overhead,
+        required_bytes=required,
+        breakdown=breakdown(sequence.tape, shown.block_bytes, shown.peak_position),
+        peak_phase=shown.peak_phase,
+        phases=tuple(shown.phases),
+        timeline=tuple(timeline(sequence.tape, shown.block_bytes, (f"fwd{last}", f"bwd{last}", f"step{last}"))),
+        num_alloc_retries=actual.num_retries,
+        out_of_memory=oom,
+    )
+
+
+def _sequence(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rank: int, free_bytes: int) -> Sequence:
+    """The tape of one rank; `free_bytes` (before the model is built) only decides whether stages 1 and 2 flatten on the device."""
+    return _cached_sequence(_Key(model, recipe, cluster, rank, free_bytes >= _flatten_bytes(model, recipe)))
+
+
+def _flatten_bytes(model: ModelSpec, recipe: TrainingRecipe) -> int:
+    """Device memory with which stages 1 and 2 flatten on the device: the weights and a second copy. Adapters are too small to matter."""
+    if recipe.zero_stage not in (1, 2) or recipe.method != "full":
+        return 0
+    return 2 * model.num_params * (4 if recipe.precision == "fp32" else 2)
+
+
+class _Key:
+    """Cache key of a sequence: what the execution depends on."""
+
+    __slots__ = ("model", "recipe", "cluster", "rank", "on_device", "_key")
+
+    def __init__(self, model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rank: int, on_device: bool) -> None:
+        self.model, self.recipe, self.cluster, self.rank, self.on_device = model, recipe, cluster, rank, on_device
+        gpu = cluster.gpu
+        self._key = (
+            model.family,
+            repr(sorted(model.config.items(), key=lambda kv: kv[0])),
+            recipe.method,
+            recipe.lora,
+            recipe.precision,
+            recipe.optimizer,
+            recipe.zero_stage,
+            recipe.checkpointing,
+            recipe.attention,
+            recipe.loss,
+            recipe.micro_batch_size,
+            min(recipe.grad_accum_steps, 3),
+            recipe.seq_len,
+            repr(recipe.deepspeed),
+            cluster.num_gpus,
+            rank,
+            on_device,
+            gpu.num_sms,
+            gpu.compute_capability,
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self._key == other._key
+
+
+@lru_cache(maxsize=64)
+def _cached_sequence(key: _Key) -> Sequence:
+    recipe, cluster = key.recipe, key.cluster
+    family = _family(key.model)
+    settings = ZeroSettings.from_config(recipe.deepspeed, cluster.num_gpus, recipe.optimizer)
+    steps = 3 if settings.stage == 3 else 2  # stage 3's reserved memory may still grow in the third step
+    collecting = gc.isenabled()
+    gc.disable()  # reference counts alone free the tensors; the cyclic collector only costs time
+    try:
+        tape = execute(
+            family,
+            Config(key.model.config),
+            recipe,
+            settings,
+            kernels=kernels_for(cluster.gpu, fp16=recipe.precision == "fp16"),
+            rank=key.rank,
+            world=cluster.num_gpus,
+            flatten_on_device=key.on_device,
+            steps=steps,
+        )
+    finally:
+        if collecting:
+            gc.enable()
+    return Sequence(tape, steps)
+
+
+def _family(model: ModelSpec) -> Family:
+    family = families.get(model.family if model.family_known else "llama")
+    if family is None:
+        raise KeyError(model.family)
+    return family
+
+
+def _required_bytes(
+    model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rank: int, shown: Replay, overhead: int
+) -> int:
+    """Smallest ``total_memory`` of a GPU on which the rank runs, to 1/256 of itself (at most 64 MiB above the true one)."""
+    low = max(shown.peak_allocated_bytes(True), shown.peak_allocated_bytes(False))
+    flat = _flatten_bytes(model, recipe)
+    device = _cached_sequence(_Key(model, recipe, cluster, rank, True))
+    high = max(shown.peak_reserved_bytes, low)
+    best = _search(device.tape, recipe, low, high)
+    if flat and best <= flat + 64 * MIB:
+        host = _cached_sequence(_Key(model, recipe, cluster, rank, False))
+        whole = replay(host.tape, recipe.allocator, None)
+        low = max(whole.peak_allocated_bytes(True), whole.peak_allocated_bytes(False))
+        if low < best:
+            best = min(best, _search(host.tape, recipe, low, whole.peak_reserved_bytes))
+    return best + overhead
+
+
+def _search(tape: Tape, recipe: TrainingRecipe, low: int, high: int) -> int:
+    """The smallest cap in [low, high] under which the tape runs."""
+    step = max(16 * MIB, high // 256)
+    while high - low > step:
+        middle = (low + high) // 2
+        if replay(tape, recipe.allocator, middle).out_of_memory is None:
+            high = middle
+        else:
+            low = middle
+    return high
