@@ -48,6 +48,7 @@ def execute(
     cur.reset(tape, kernels)
     item = ITEM[recipe.precision]
     run = Run(attention=recipe.attention, loss=recipe.loss, checkpointing=recipe.checkpointing, liger=recipe.loss == "liger")
+    cur.liger = run.liger
     cur.category = "weights"
     build = Stage3Build(item, world, settings.offload_param.enabled) if settings.stage == 3 else Build(item)
     model = family.build(build, config, run)

@@ -1,9 +1,34 @@
-"""The loss over the vocabulary: transformers' own, a chunked one, and Liger's fused linear cross-entropy."""
+"""The head and the loss over the vocabulary: transformers' own, ours in chunks, and Liger's fused linear cross-entropy."""
 
 from __future__ import annotations
 
-from llmcheck.shadow import ops
-from llmcheck.shadow.tensor import Tensor
+from collections.abc import Callable
+from typing import Any
+
+from llmcheck.shadow import liger, ops
+from llmcheck.shadow.module import Linear
+from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, record
+
+CHUNK_TOKENS = 1024  # tokens whose logits exist at a time in our chunked loss (the trainer's constant, too)
+
+
+def head_and_loss(
+    lm_head: Linear, hidden_states: Tensor, labels: Tensor, kind: str, post: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """(loss, logits). `post`: what the family does to its logits (scaling, soft cap) between head and loss."""
+    before, cur.category = cur.category, "logits"
+    try:
+        if kind == "liger":
+            return _without_logits(liger.fused_linear_cross_entropy, lm_head, hidden_states, labels), None
+        if kind == "chunked":
+            return _without_logits(chunked_cross_entropy, lm_head, hidden_states, labels), None
+        logits = lm_head(hidden_states)
+        if post is not None:
+            logits = post(logits)
+        loss = causal_lm_loss(logits, labels)
+        return loss, logits
+    finally:
+        cur.category = before
 
 
 def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -14,3 +39,42 @@ def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     vocab = logits.shape[-1]
     logits = ops.reshape(logits, -1, vocab)
     return ops.cross_entropy(logits, shift_labels)
+
+
+def _without_logits(fn: Callable[[Tensor, Param, Tensor], Tensor], lm_head: Linear, hidden_states: Tensor, labels: Tensor) -> Tensor:
+    labels = Tensor((labels.shape[0], labels.shape[1] + 1), 8)
+    shift_labels = Tensor((labels.shape[0] * (labels.shape[1] - 1),), 8)
+    hidden_states = ops.reshape(hidden_states, -1, hidden_states.shape[-1])
+    hooks = cur.hooks
+    if hooks is not None:  # the weight is read outside its module's call: ZeRO-3 gathers it on access
+        hooks.gather_external(lm_head)
+    return fn(hidden_states, lm_head.weight, shift_labels)
+
+
+def chunked_cross_entropy(hidden: Tensor, w: Param, labels: Tensor) -> Tensor:
+    """Our chunked loss: both gradients are made in the forward, `CHUNK_TOKENS` rows at a time; fp32 only inside a chunk.
+
+    `hidden`: [r, h], `w`: [V, h]. Per chunk: logits in the model's type, their fp32 copy (softmax and gradient in place), the
+    gradient in the model's type.
+    """
+    rows, h = hidden.shape
+    vocab = w.shape[0]
+    chunk = min(CHUNK_TOKENS, rows)
+    need_w = cur.grad and w.req
+    grad_input = Tensor((rows, h), hidden.item)
+    grad_weight = Tensor((vocab, h), w.item) if need_w else None
+    logits = Storage(chunk * vocab * hidden.item)
+    if cur.kernels is not None:
+        cur.kernels.matmul_workspace(False)
+    fp32 = Storage(chunk * vocab * 4) if hidden.item != 4 else logits
+    del fp32, logits
+    out = Tensor((), 4)
+    if cur.grad and (hidden.req or w.req):
+        gi = (grad_input.shape, grad_input.item)
+        gw = None if grad_weight is None else (grad_weight.shape, grad_weight.item)
+
+        def back(s: Any, g: Tensor) -> list[Tensor | None]:
+            return [Tensor(gi[0], gi[1], s[0], None, True), None if gw is None else Tensor(gw[0], gw[1], s[1])]
+
+        record(out, back, (hidden, w), (grad_input.st, None if grad_weight is None else grad_weight.st))
+    return out

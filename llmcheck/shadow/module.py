@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llmcheck.shadow import ops
+from llmcheck.shadow import liger, ops
 from llmcheck.shadow.checkpoint import checkpoint
 from llmcheck.shadow.tensor import Param, Storage, Tensor, cur
 
@@ -159,6 +159,8 @@ class RMSNorm(Module):
         build.finish(self)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if cur.liger:
+            return liger.rms_norm(hidden_states, self.weight)
         item = hidden_states.item
         hidden_states = ops.cast(hidden_states, 4)
         variance = ops.mean_last(ops.square(hidden_states))

@@ -44,7 +44,7 @@ class Tape:
 class Context:
     """What the running code looks up: the tape's lists, the grad mode, the category and stream of new storages."""
 
-    __slots__ = ("tape", "events", "sizes", "categories", "streams", "grad", "category", "stream", "seq", "pack", "hooks", "kernels")
+    __slots__ = ("tape", "events", "sizes", "categories", "streams", "grad", "category", "stream", "seq", "pack", "hooks", "kernels", "liger")
 
     def __init__(self) -> None:
         self.reset(Tape())
@@ -61,6 +61,7 @@ class Context:
         self.pack: Callable[[Any], Any] | None = None  # saved-tensor hook of the checkpoint being run
         self.hooks: Any = None  # ZeRO-3's module hooks
         self.kernels = kernels
+        self.liger = False  # Liger's norms, rotary embedding and gated products instead of the eager ones
 
 
 cur = Context()

@@ -31,5 +31,5 @@ def collective_s(kind: Collective, num_bytes: float, num_calls: float, cluster: 
     table = constants()["collectives"]
     passes = 2.0 if kind == "all-reduce" else 1.0
     hops = cluster.num_gpus - cluster.num_nodes, cluster.num_nodes if cluster.num_nodes > 1 else 0
-    latency = table["latency_s"] + passes * (min(hops[0], 8 * cluster.num_nodes) * table["hop_s"] + hops[1] * table["network_hop_s"])
+    latency: float = table["latency_s"] + passes * (min(hops[0], 8 * cluster.num_nodes) * table["hop_s"] + hops[1] * table["network_hop_s"])
     return passes * num_bytes * (ranks - 1) / ranks / bus_bytes_per_s(cluster, rates) + max(1.0, num_calls) * latency

@@ -7,48 +7,47 @@ simulation's notes. FLOPs are multiply and add counted as two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from llmcheck.steptime.shape import Layer, Linear, Norm, Shape
-from llmcheck.types import TrainingRecipe
+from llmcheck.types import Attention, LoraSpec, Loss, Method, TrainingRecipe
 
 
-@dataclass(frozen=True)
-class Matmul:
-    """`count` launches, each of `batch` products [m, k] x [k, n]."""
+class Matmul(NamedTuple):
+    """`times` launches, each of `batch` products [m, k] x [k, n]."""
 
     m: int
     n: int
     k: int
     batch: int = 1
-    count: float = 1.0
+    times: float = 1.0
 
     @property
     def flops(self) -> float:
-        return 2.0 * self.m * self.n * self.k * self.batch * self.count
+        """FLOPs of all launches."""
+        return 2.0 * self.m * self.n * self.k * self.batch * self.times
 
 
-@dataclass(frozen=True)
-class FusedAttention:
-    """`count` calls of a flash-like kernel: FLOPs executed and bytes of q, k, v, out."""
+class FusedAttention(NamedTuple):
+    """`times` calls of a flash-like kernel: FLOPs executed and bytes of q, k, v, out."""
 
     flops: float
     num_bytes: float
     head_dim: int
     backward: bool = False
-    count: float = 1.0
+    times: float = 1.0
 
 
-@dataclass
 class Work:
     """Work of a phase. `kernels` are launches on the GPU, `views` cheap dispatcher calls, `visits` calls of modules."""
 
-    matmuls: list[Matmul] = field(default_factory=list)
-    attention: list[FusedAttention] = field(default_factory=list)
-    num_bytes: float = 0.0
-    kernels: float = 0.0
-    views: float = 0.0
-    visits: float = 0.0
+    def __init__(self) -> None:
+        self.matmuls: list[Matmul] = []
+        self.attention: list[FusedAttention] = []
+        self.num_bytes = 0.0
+        self.kernels = 0.0
+        self.views = 0.0
+        self.visits = 0.0
 
     def add(self, num_bytes: float, kernels: float = 1.0, views: float = 0.0) -> None:
         """Element-wise work: `num_bytes` moved by `kernels` launches."""
@@ -64,8 +63,8 @@ class Work:
 
     def plus(self, other: Work, times: float = 1.0) -> None:
         """Add `times` repetitions of `other`."""
-        self.matmuls += [replace(x, count=x.count * times) for x in other.matmuls]
-        self.attention += [replace(x, count=x.count * times) for x in other.attention]
+        self.matmuls += [x._replace(times=x.times * times) for x in other.matmuls]
+        self.attention += [x._replace(times=x.times * times) for x in other.attention]
         self.num_bytes += other.num_bytes * times
         self.kernels += other.kernels * times
         self.views += other.views * times
@@ -73,19 +72,21 @@ class Work:
 
     @property
     def matmul_flops(self) -> float:
+        """FLOPs of the matrix products."""
         return sum(x.flops for x in self.matmuls)
 
     @property
     def attention_flops(self) -> float:
-        return sum(x.flops * x.count for x in self.attention)
+        """FLOPs of the fused attention kernels."""
+        return sum(x.flops * x.times for x in self.attention)
 
     @property
     def flops(self) -> float:
+        """FLOPs of all matrix units' work."""
         return self.matmul_flops + self.attention_flops
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(NamedTuple):
     """One micro-batch: `size` sequences of `seq_len` tokens; `element_bytes` of the activations."""
 
     size: int
@@ -94,7 +95,25 @@ class Batch:
 
     @property
     def tokens(self) -> int:
+        """Tokens of the micro-batch."""
         return self.size * self.seq_len
+
+
+class Variant(NamedTuple):
+    """What of a recipe decides the work of a micro-step, apart from its size."""
+
+    method: Method
+    lora: LoraSpec | None
+    attention: Attention
+    loss: Loss
+
+    @staticmethod
+    def of(recipe: TrainingRecipe) -> Variant:
+        """The variant that `recipe` runs."""
+        return Variant(recipe.method, recipe.lora, recipe.attention, recipe.loss)
+
+
+RESIDUAL_ADDS = 2  # per layer: after attention and after the MLP; parallel layers add both to the input too
 
 
 # peft's spelling of "attention": every projection of the attention block.
@@ -109,27 +128,27 @@ def is_adapted(linear: Linear, targets: str) -> bool:
     return linear.name in {t.strip().rsplit(".", 1)[-1] for t in targets.split(",")}
 
 
-def adapter_params(shape: Shape, recipe: TrainingRecipe) -> tuple[int, int]:
+def adapter_params(shape: Shape, lora: LoraSpec | None) -> tuple[int, int]:
     """Parameters and parameter tensors of the LoRA adapters."""
-    if recipe.lora is None:
+    if lora is None:
         return 0, 0
     params = tensors = 0
     for layer, count in shape.layers:
         for linear in layer.linears:
-            if is_adapted(linear, recipe.lora.targets):
-                params += count * recipe.lora.rank * (linear.in_features + linear.out_features)
+            if is_adapted(linear, lora.targets):
+                params += count * lora.rank * (linear.in_features + linear.out_features)
                 tensors += 2 * count
     return params, tensors
 
 
-def model_flops_per_token(shape: Shape, seq_len: int, recipe: TrainingRecipe) -> float:
+def model_flops_per_token(shape: Shape, seq_len: int, variant: Variant) -> float:
     """FLOPs that training one token needs, without recomputation: the numerator of MFU.
 
     6 per active matrix parameter (4 where the weight is frozen: no weight gradient) plus 12·heads·head_dim·keys per layer for attention,
     not halved for causality. Convention: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B.
     """
     total = 0.0
-    trained = recipe.method == "full"
+    trained = variant.method == "full"
     for layer, count in shape.layers:
         params = sum(li.in_features * li.out_features for li in layer.linears)
         if layer.experts:
@@ -138,8 +157,8 @@ def model_flops_per_token(shape: Shape, seq_len: int, recipe: TrainingRecipe) ->
         attention = 6.0 * layer.num_heads * (layer.qk_head_dim + layer.v_head_dim) * keys
         total += count * ((6.0 if trained else 4.0) * params + attention)
     head = shape.vocab_size * shape.embed_dim
-    total += (6.0 if trained or (recipe.lora is not None and recipe.lora.train_embeddings) else 4.0) * head
-    return total + 6.0 * adapter_params(shape, recipe)[0]
+    total += (6.0 if trained or (variant.lora is not None and variant.lora.train_embeddings) else 4.0) * head
+    return total + 6.0 * adapter_params(shape, variant.lora)[0]
 
 
 # --- one layer ---------------------------------------------------------------------------------------------------------------
@@ -176,14 +195,14 @@ def _rotary(work: Work, width: int, rotary_dim: int, head_dim: int, batch: Batch
         work.add(batch.tokens * width * e * (4 if backward else 2), 3 if backward else 1, 2)
 
 
-def _linear(work: Work, linear: Linear, batch: Batch, recipe: TrainingRecipe, backward: bool, input_grad: bool = True) -> None:
+def _linear(work: Work, linear: Linear, batch: Batch, variant: Variant, backward: bool, input_grad: bool = True) -> None:
     r, e = batch.tokens, batch.element_bytes
     i, o = linear.in_features, linear.out_features
-    if recipe.method == "qlora":
+    if variant.method == "qlora":
         # NF4 to 16 bit before each use: 4-bit codes and block scales in, 16-bit weights out; with double quantisation the scales
         # are expanded first (bitsandbytes functional.dequantize_4bit)
         work.add(i * o * (0.5 + 4 / 64 + 2), 3, 2)
-    trained = recipe.method == "full"
+    trained = variant.method == "full"
     if not backward:
         work.mm(r, o, i)
         work.views += 1
@@ -195,8 +214,8 @@ def _linear(work: Work, linear: Linear, batch: Batch, recipe: TrainingRecipe, ba
             if linear.bias:
                 work.add(r * o * e, 2)
         work.views += 4
-    if recipe.lora is not None and is_adapted(linear, recipe.lora.targets):
-        _adapter(work, linear, batch, recipe.lora.rank, recipe.lora.dropout, backward)
+    if variant.lora is not None and is_adapted(linear, variant.lora.targets):
+        _adapter(work, linear, batch, variant.lora.rank, variant.lora.dropout, backward)
 
 
 def _adapter(work: Work, linear: Linear, batch: Batch, rank: int, dropout: float, backward: bool) -> None:
@@ -288,48 +307,47 @@ def _experts(work: Work, layer: Layer, batch: Batch, backward: bool, trained: bo
     work.visits += 0 if backward else 2
 
 
-def layer_forward(layer: Layer, batch: Batch, recipe: TrainingRecipe, shape: Shape, *, until_last_saved: bool = False) -> Work:
+def layer_forward(layer: Layer, batch: Batch, variant: Variant, shape: Shape, *, until_last_saved: bool = False) -> Work:
     """Forward of one layer. `until_last_saved`: the recomputation of checkpointing, which stops before the last projection."""
     work = Work()
-    fused = recipe.loss == "liger" and layer.activation == "fused" and layer.rotary_dim > 0
+    fused = variant.loss == "liger" and layer.activation == "fused" and layer.rotary_dim > 0
     for norm in layer.norms:
-        _norm(work, norm, batch, False, recipe.method == "full", fused)
+        _norm(work, norm, batch, False, variant.method == "full", fused)
     _rotary(work, layer.q_width, layer.rotary_dim, layer.qk_head_dim, batch, False, fused)
     _rotary(work, layer.num_kv_heads * layer.qk_head_dim, layer.rotary_dim, layer.qk_head_dim, batch, False, fused)
     last = layer.linears[-1] if layer.linears[-1].group == "mlp" else None
     for linear in layer.linears:
         if not (until_last_saved and linear is last):
-            _linear(work, linear, batch, recipe, False)
-    _attention(work, layer, batch, recipe.attention if shape.has_sdpa else "eager", shape.alibi, False)
+            _linear(work, linear, batch, variant, False)
+    _attention(work, layer, batch, variant.attention if shape.has_sdpa else "eager", shape.alibi, False)
     _mlp_elementwise(work, layer, batch, False, fused)
-    _experts(work, layer, batch, False, recipe.method == "full")
-    residuals = layer.num_residual_adds
-    work.add(batch.tokens * layer.hidden * 3 * batch.element_bytes * residuals, residuals, 8)
+    _experts(work, layer, batch, False, variant.method == "full")
+    work.add(batch.tokens * layer.hidden * 3 * batch.element_bytes * RESIDUAL_ADDS, RESIDUAL_ADDS, 8)
     work.visits += layer.num_modules
     return work
 
 
-def layer_backward(layer: Layer, batch: Batch, recipe: TrainingRecipe, shape: Shape, *, input_grad: bool = True) -> Work:
+def layer_backward(layer: Layer, batch: Batch, variant: Variant, shape: Shape, *, input_grad: bool = True) -> Work:
     """Backward of one layer, recomputation not included. `visits` are the modules whose backward hooks run under ZeRO-3."""
     work = Work()
-    trained = recipe.method == "full"
-    fused = recipe.loss == "liger" and layer.activation == "fused" and layer.rotary_dim > 0
+    trained = variant.method == "full"
+    fused = variant.loss == "liger" and layer.activation == "fused" and layer.rotary_dim > 0
     for norm in layer.norms:
         _norm(work, norm, batch, True, trained, fused)
     _rotary(work, layer.q_width, layer.rotary_dim, layer.qk_head_dim, batch, True, fused)
     _rotary(work, layer.num_kv_heads * layer.qk_head_dim, layer.rotary_dim, layer.qk_head_dim, batch, True, fused)
     for linear in layer.linears:
-        _linear(work, linear, batch, recipe, True, input_grad)
-    _attention(work, layer, batch, recipe.attention if shape.has_sdpa else "eager", shape.alibi, True)
+        _linear(work, linear, batch, variant, True, input_grad)
+    _attention(work, layer, batch, variant.attention if shape.has_sdpa else "eager", shape.alibi, True)
     _mlp_elementwise(work, layer, batch, True, fused)
     _experts(work, layer, batch, True, trained)
     # gradients that meet: residual branches, and the inputs shared by q, k, v and by gate, up
-    joins = layer.num_residual_adds + 3
+    joins = RESIDUAL_ADDS + 3
     work.add(batch.tokens * layer.hidden * 3 * batch.element_bytes * joins, joins, 6)
     work.visits += layer.num_modules
-    if recipe.lora is not None:
-        per_adapter = 4 if recipe.lora.dropout > 0 else 3
-        work.visits += per_adapter * sum(is_adapted(li, recipe.lora.targets) for li in layer.linears)
+    if variant.lora is not None:
+        per_adapter = 4 if variant.lora.dropout > 0 else 3
+        work.visits += per_adapter * sum(is_adapted(li, variant.lora.targets) for li in layer.linears)
     return work
 
 
@@ -338,20 +356,20 @@ def layer_backward(layer: Layer, batch: Batch, recipe: TrainingRecipe, shape: Sh
 _CHUNK_TOKENS = 1024  # rows of logits that a chunked loss holds at a time
 
 
-def ends_forward(shape: Shape, batch: Batch, recipe: TrainingRecipe) -> Work:
+def ends_forward(shape: Shape, batch: Batch, variant: Variant) -> Work:
     """Embedding, final norm, output projection and loss."""
     work = Work()
     r, e, v, h = batch.tokens, batch.element_bytes, shape.vocab_size, shape.embed_dim
     work.add(r * shape.hidden * 2 * e * (2 if shape.num_position_rows else 1), 12, 20)  # with masks, positions, rotary tables
     if shape.final_norm:
-        _norm(work, shape.final_norm, batch, False, recipe.method == "full", recipe.loss == "liger")
+        _norm(work, shape.final_norm, batch, False, variant.method == "full", variant.loss == "liger")
     logits = float(r) * v
     caps = 3 if shape.softcap else 0
-    if recipe.loss == "hf":
+    if variant.loss == "hf":
         work.mm(r, v, h)
         # fp32 copy; log-softmax reads a row three times (maximum, sum, result), the row is too long to stay on the chip
         work.add(logits * ((e + 4) + 16 + 2 * e * caps), 6 + caps, 8)
-    elif recipe.loss == "chunked":
+    elif variant.loss == "chunked":
         _per_chunk(work, r, v, h)
         work.add(logits * ((e + 4) + 16 + 2 * e * caps), (6 + caps) * -(-r // _CHUNK_TOKENS), 8 * -(-r // _CHUNK_TOKENS))
     else:
@@ -360,7 +378,7 @@ def ends_forward(shape: Shape, batch: Batch, recipe: TrainingRecipe) -> Work:
         chunks = -(-r // rows)
         work.mm(rows, v, h, chunks)
         work.mm(rows, h, v, chunks)
-        if recipe.method == "full":
+        if variant.method == "full":
             work.mm(v, h, rows, chunks)
             work.add(v * h * 3 * e * chunks, chunks)  # the weight gradient is summed chunk by chunk
         work.add(logits * 4 * e, 6 * chunks, 8 * chunks)
@@ -373,20 +391,20 @@ def _per_chunk(work: Work, tokens: int, vocab: int, width: int) -> None:
     work.mm(rows, vocab, width, -(-tokens // rows))
 
 
-def ends_backward(shape: Shape, batch: Batch, recipe: TrainingRecipe) -> Work:
+def ends_backward(shape: Shape, batch: Batch, variant: Variant) -> Work:
     """Gradients of loss, output projection, final norm and embedding."""
     work = Work()
     r, e, v, h = batch.tokens, batch.element_bytes, shape.vocab_size, shape.embed_dim
-    trained = recipe.method == "full" or (recipe.lora is not None and recipe.lora.train_embeddings)
+    trained = variant.method == "full" or (variant.lora is not None and variant.lora.train_embeddings)
     logits = float(r) * v
     caps = 4 if shape.softcap else 0
-    if recipe.loss != "liger":
-        chunks = -(-r // _CHUNK_TOKENS) if recipe.loss == "chunked" else 1
-        if recipe.loss == "chunked":  # logits once more
+    if variant.loss != "liger":
+        chunks = -(-r // _CHUNK_TOKENS) if variant.loss == "chunked" else 1
+        if variant.loss == "chunked":  # logits once more
             _per_chunk(work, r, v, h)
             work.add(logits * ((e + 4) + 16), 4 * chunks, 8 * chunks)
         work.mm(r // chunks or 1, h, v, chunks)
-        if recipe.method == "full":
+        if variant.method == "full":
             work.mm(v, h, r // chunks or 1, chunks)
         # scatter into zeros, log-softmax gradient (gradient and output read twice), copy to 16 bit
         work.add(logits * (4 + 20 + (4 + e) + 2 * e * caps), (4 + caps) * chunks, 10 * chunks)
@@ -394,6 +412,6 @@ def ends_backward(shape: Shape, batch: Batch, recipe: TrainingRecipe) -> Work:
         # dense gradient of the embedding: zeros, sort of the ids, rows added; a tied head adds its own
         work.add(v * h * e * (4 if shape.tied else 1) + r * h * 3 * e, 12, 6)
     if shape.final_norm:
-        _norm(work, shape.final_norm, batch, True, recipe.method == "full", recipe.loss == "liger")
+        _norm(work, shape.final_norm, batch, True, variant.method == "full", variant.loss == "liger")
     work.visits += 4
     return work

@@ -98,14 +98,14 @@ def _launch_s(rates: GpuRates, m: int, n: int, k: int, batch: int, element_bytes
 
 def matmul_s(rates: GpuRates, product: Matmul, element_bytes: int) -> float:
     """Seconds of a matrix product, all its launches."""
-    return product.count * _launch_s(rates, product.m, product.n, product.k, product.batch, element_bytes)
+    return product.times * _launch_s(rates, product.m, product.n, product.k, product.batch, element_bytes)
 
 
 def attention_s(rates: GpuRates, call: FusedAttention) -> float:
-    """Seconds of `call.count` fused attention kernels; a head narrower than 128 keeps the matrix units less busy."""
+    """Seconds of `call.times` fused attention kernels; a head narrower than 128 keeps the matrix units less busy."""
     rate = rates.attention_flops_per_s * (rates.attention_backward_ratio if call.backward else 1.0)
     rate *= min(1.0, 0.5 + call.head_dim / 256)
-    return call.count * (max(call.flops / rate, call.num_bytes / rates.memory_bytes_per_s) + rates.kernel_s)
+    return call.times * (max(call.flops / rate, call.num_bytes / rates.memory_bytes_per_s) + rates.kernel_s)
 
 
 def gpu_s(work: Work, rates: GpuRates, element_bytes: int) -> float:
@@ -113,4 +113,4 @@ def gpu_s(work: Work, rates: GpuRates, element_bytes: int) -> float:
     total = work.num_bytes / rates.memory_bytes_per_s
     total += sum(matmul_s(rates, x, element_bytes) for x in work.matmuls)
     total += sum(attention_s(rates, x) for x in work.attention)
-    return total + max(0.0, work.kernels - sum(x.count for x in work.matmuls)) * rates.kernel_s
+    return total + max(0.0, work.kernels - sum(x.times for x in work.matmuls)) * rates.kernel_s

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from llmcheck.steptime import hostside
 from llmcheck.steptime.collectives import collective_s
 from llmcheck.steptime.flops import (
     Batch,
+    Variant,
     Work,
     adapter_params,
     ends_backward,
@@ -27,8 +28,7 @@ from llmcheck.units import ceil_div
 _DEFAULT_BUCKET = 500_000_000  # reduce_bucket_size, elements: DeepSpeed 0.19.8 runtime/zero/config.py
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
+class Trained(NamedTuple):
     """What the optimizer owns: parameters and tensors with a gradient, and the parameters that stay frozen."""
 
     params: int
@@ -37,9 +37,10 @@ class Trained:
 
     @staticmethod
     def of(model: ModelSpec, shape: Shape, recipe: TrainingRecipe) -> Trained:
+        """Trained and frozen parameters of `recipe`."""
         if recipe.method == "full":
             return Trained(params=model.num_params, tensors=shape.num_tensors, frozen_params=0)
-        params, tensors = adapter_params(shape, recipe)
+        params, tensors = adapter_params(shape, recipe.lora)
         frozen = model.num_params
         if recipe.lora is not None and recipe.lora.train_embeddings:
             embeddings = shape.num_embedding_params + shape.num_head_params
@@ -47,8 +48,7 @@ class Trained:
         return Trained(params=params, tensors=tensors, frozen_params=frozen)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phases:
+class Phases(NamedTuple):
     """Seconds of one optimizer step, phase by phase; forward and backward are those of one micro-step."""
 
     forward_gpu_s: float
@@ -63,57 +63,87 @@ class Phases:
     offload_step_s: float
 
 
+class _Micro(NamedTuple):
+    """Work of one micro-step and the GPU's seconds for it. `early` is a recomputation that stops at the last saved tensor."""
+
+    forward: Work
+    recompute: Work
+    early: Work
+    backward: Work
+    forward_s: float
+    recompute_s: float
+    early_s: float
+    backward_s: float
+
+
+@lru_cache(maxsize=1024)
+def _micro(shape: Shape, batch: Batch, variant: Variant, rates: GpuRates) -> _Micro:
+    """A search asks for the same micro-step under many ZeRO stages and offloads."""
+    forward, recompute, early, backward = Work(), Work(), Work(), Work()
+    for layer, count in shape.layers:
+        forward.plus(layer_forward(layer, batch, variant, shape), count)
+        early.plus(layer_forward(layer, batch, variant, shape, until_last_saved=True), count)
+        backward.plus(layer_backward(layer, batch, variant, shape), count)
+    recompute.plus(forward)
+    forward.plus(ends_forward(shape, batch, variant))
+    backward.plus(ends_backward(shape, batch, variant))
+    seconds = [gpu_s(work, rates, batch.element_bytes) for work in (forward, recompute, early, backward)]
+    return _Micro(forward, recompute, early, backward, *seconds)
+
+
 def _zero_option(recipe: TrainingRecipe, name: str, default: Any) -> Any:
     section = recipe.deepspeed.get("zero_optimization", {})
     value = section.get(name) if isinstance(section, Mapping) else None
     return default if value is None or value == "auto" else value
 
 
-def phases(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, host: HostRates) -> Phases:
-    """Seconds of each phase of a step. Pure arithmetic; a few tenths of a millisecond."""
-    shape = read_shape(model)
+def phases(
+    model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, host: HostRates, shape: Shape | None = None
+) -> Phases:
+    """Seconds of each phase of a step. Pure arithmetic."""
+    shape = shape or read_shape(model)
     element = 4 if recipe.precision == "fp32" else 2
     batch = Batch(size=recipe.micro_batch_size, seq_len=recipe.seq_len, element_bytes=element)
     trained = Trained.of(model, shape, recipe)
-    forward, recompute, backward = Work(), Work(), Work()
-    gathers = 0.0
-    for layer, count in shape.layers:
-        forward.plus(layer_forward(layer, batch, recipe, shape), count)
-        if recipe.checkpointing:
-            early = recipe.zero_stage < 3 and recipe.method == "full"
-            recompute.plus(layer_forward(layer, batch, recipe, shape, until_last_saved=early), count)
-        backward.plus(layer_backward(layer, batch, recipe, shape), count)
-        gathers += count * layer.num_large_tensors
-    forward.plus(ends_forward(shape, batch, recipe))
-    backward.plus(ends_backward(shape, batch, recipe))
-    gathers += 1 if shape.tied else 2
-    _gradient_copies(backward, trained, recipe, cluster, element)
-    if recipe.zero_stage == 3 and cluster.num_gpus > 1:
-        # a gathered flat buffer is copied out parameter by parameter, in forward and in backward
-        total = trained.frozen_params + trained.params
-        forward.add(2.0 * element * total, 0)
-        backward.add(2.0 * element * total, 0)
     stage = recipe.zero_stage
-    gpu_f = gpu_s(forward, rates, element)
-    gpu_b = gpu_s(recompute, rates, element) + gpu_s(backward, rates, element)
-    host_f = hostside.forward_s(forward, host, stage, gathers)
-    host_b = hostside.forward_s(recompute, host, stage, 0.0) + hostside.backward_s(backward, host, stage, gathers, trained.tensors)
+    micro = _micro(shape, batch, Variant.of(recipe), rates)
+    gathers = sum(layer.num_large_tensors * count for layer, count in shape.layers) + (1 if shape.tied else 2)
+    copies = _gradient_copy_bytes(trained, recipe, cluster, element) / rates.memory_bytes_per_s
+    # a gathered flat buffer is copied out parameter by parameter, in forward and in backward
+    unflatten = (
+        2.0 * element * (trained.frozen_params + trained.params) / rates.memory_bytes_per_s if stage == 3 and cluster.num_gpus > 1 else 0.0
+    )
+    gpu_f = micro.forward_s + unflatten
+    gpu_b = micro.backward_s + copies + unflatten
+    host_f = hostside.forward_s(micro.forward, host, stage, gathers)
+    host_b = hostside.backward_s(micro.backward, host, stage, gathers, trained.tensors)
+    if recipe.checkpointing:
+        # the last projection's output is not needed again, except where its input is saved by a Python function (ZeRO-3, adapters)
+        stops_early = stage < 3 and recipe.method == "full"
+        gpu_b += micro.early_s if stops_early else micro.recompute_s
+        host_b += hostside.forward_s(micro.early if stops_early else micro.recompute, host, stage, 0.0)
     comm_micro, comm_step = _communication(recipe, cluster, rates, trained, element, gpu_f + gpu_b, host_f + host_b, gathers)
-    step_gpu, step_host = _optimizer(recipe, cluster, rates, host, trained, element)
+    step_gpu, step_host = _optimizer(recipe, cluster, rates, host, trained)
     offload_micro, offload_step = _offload(recipe, cluster, rates, trained, element)
     return Phases(
-        forward_gpu_s=gpu_f, forward_host_s=host_f, backward_gpu_s=gpu_b, backward_host_s=host_b, communication_micro_s=comm_micro,
-        communication_step_s=comm_step, optimizer_gpu_s=step_gpu, optimizer_host_s=step_host, offload_micro_s=offload_micro,
+        forward_gpu_s=gpu_f,
+        forward_host_s=host_f,
+        backward_gpu_s=gpu_b,
+        backward_host_s=host_b,
+        communication_micro_s=comm_micro,
+        communication_step_s=comm_step,
+        optimizer_gpu_s=step_gpu,
+        optimizer_host_s=step_host,
+        offload_micro_s=offload_micro,
         offload_step_s=offload_step,
     )
 
 
-def _gradient_copies(backward: Work, trained: Trained, recipe: TrainingRecipe, cluster: ClusterSpec, element: int) -> None:
-    """Copies of gradients into reduction buckets (read and write), the division, slices put together, own parts taken out."""
+def _gradient_copy_bytes(trained: Trained, recipe: TrainingRecipe, cluster: ClusterSpec, element: int) -> float:
+    """Copies of gradients into reduction buckets (read and write); with several ranks also the division and the joined slices."""
     if recipe.zero_stage == 0:
-        return
-    copies = 1.0 if cluster.num_gpus == 1 else 3.0  # bucket; with several ranks also the division and the joined slices
-    backward.add(copies * 2.0 * element * trained.params, 0)
+        return 0.0
+    return (1.0 if cluster.num_gpus == 1 else 3.0) * 2.0 * element * trained.params
 
 
 def _partition(trained: Trained, recipe: TrainingRecipe, cluster: ClusterSpec) -> float:
@@ -128,9 +158,7 @@ _OPTIMIZER_BYTES = {"fused-adam": 4 * 2 + 8 * 2 + 4 + 2, "adamw": 4 * 2 + 8 * 2 
 _STEP_BYTES = 18 + 4 + 6 + 8 + 6
 
 
-def _optimizer(
-    recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, host: HostRates, trained: Trained, element: int
-) -> tuple[float, float]:
+def _optimizer(recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, host: HostRates, trained: Trained) -> tuple[float, float]:
     own = _partition(trained, recipe, cluster)
     share = own / trained.params if trained.params else 0.0
     tensors = trained.tensors if recipe.zero_stage == 3 else max(1.0, trained.tensors * share)
@@ -202,11 +230,13 @@ def estimate(
     host: HostRates | None = None,
     num_samples: int | None = None,
     num_tokens: int | None = None,
+    shape: Shape | None = None,
 ) -> StepTime:
     """Seconds of one optimizer step of `recipe` on `cluster`, throughput, MFU, and hours and cost for samples or tokens."""
     rates = rates or GpuRates.from_spec(cluster.gpu, recipe.precision)
     host = host or HostRates.reference()
-    p = phases(model, recipe, cluster, rates, host)
+    shape = shape or read_shape(model)
+    p = phases(model, recipe, cluster, rates, host, shape)
     micro = recipe.grad_accum_steps
     forward = max(p.forward_gpu_s, p.forward_host_s)
     backward = max(p.backward_gpu_s, p.backward_host_s)
@@ -218,8 +248,7 @@ def estimate(
     cpu = micro * (p.forward_host_s + p.backward_host_s) + p.optimizer_host_s
     tokens = recipe.micro_batch_size * recipe.seq_len * micro * cluster.num_gpus
     tokens_per_s = tokens / step
-    shape = read_shape(model)
-    mfu = model_flops_per_token(shape, recipe.seq_len, recipe) * tokens_per_s / cluster.num_gpus / rates.peak_flops_per_s
+    mfu = model_flops_per_token(shape, recipe.seq_len, Variant.of(recipe)) * tokens_per_s / cluster.num_gpus / rates.peak_flops_per_s
     host_bound = step - gpu - communication - offload > 0.1 * step
     total = None
     if num_tokens is not None:
@@ -229,14 +258,24 @@ def estimate(
     price = cluster.gpu.usd_per_hour
     cost = None if total is None or price is None else total / 3600 * price * cluster.num_gpus
     return StepTime(
-        step_s=step, compute_s=micro * (p.forward_gpu_s + p.backward_gpu_s), communication_exposed_s=communication,
-        optimizer_s=optimizer, offload_s=offload, host_s=cpu, host_bound=host_bound, tokens_per_s=tokens_per_s,
-        tokens_per_s_per_gpu=tokens_per_s / cluster.num_gpus, mfu=mfu, error_fraction=_error_fraction(recipe, cluster, host_bound, model),
-        assumptions=_assumptions(recipe, cluster, host_bound), total_s=total, cost=cost,
+        step_s=step,
+        compute_s=micro * (p.forward_gpu_s + p.backward_gpu_s),
+        communication_exposed_s=communication,
+        optimizer_s=optimizer,
+        offload_s=offload,
+        host_s=cpu,
+        host_bound=host_bound,
+        tokens_per_s=tokens_per_s,
+        tokens_per_s_per_gpu=tokens_per_s / cluster.num_gpus,
+        mfu=mfu,
+        error_fraction=_error_fraction(recipe, cluster, host_bound, model.family_known, shape),
+        assumptions=_assumptions(recipe, cluster, host_bound),
+        total_s=total,
+        cost=cost,
     )
 
 
-def _error_fraction(recipe: TrainingRecipe, cluster: ClusterSpec, host_bound: bool, model: ModelSpec) -> float:
+def _error_fraction(recipe: TrainingRecipe, cluster: ClusterSpec, host_bound: bool, known: bool, shape: Shape) -> float:
     """Half-width of the band, by regime: the 90th percentile of the errors seen in benchmarks/steptime."""
     bands = constants()["bands"]
     band: float = bands["host_bound"] if host_bound else bands["gpu_bound"]
@@ -246,7 +285,7 @@ def _error_fraction(recipe: TrainingRecipe, cluster: ClusterSpec, host_bound: bo
         band = max(band, bands["multi_node"])
     if cluster.gpu.compute_capability not in ((9, 0), (8, 0)):
         band = max(band, bands["other_gpu"])
-    if not model.family_known or read_shape(model).layers[-1][0].experts:
+    if not known or any(layer.experts for layer, _ in shape.layers):
         band = max(band, bands["unmeasured_family"])
     return band
 
@@ -254,7 +293,7 @@ def _error_fraction(recipe: TrainingRecipe, cluster: ClusterSpec, host_bound: bo
 def _assumptions(recipe: TrainingRecipe, cluster: ClusterSpec, host_bound: bool) -> tuple[str, ...]:
     out = ["eager PyTorch, no torch.compile; sequences full (no padding); data loading hidden"]
     if host_bound:
-        out.append("bound by Python and kernel launches: rates of the reference host (16 cores, H100 machine); a slower CPU is slower in proportion")
+        out.append("bound by Python and kernel launches, at the rates of our H100 machine's CPU; a slower one is slower in proportion")
     if cluster.num_nodes > 1:
         out.append(f"network {cluster.inter_node_bytes_per_s * 8 / 1e9:.0f} Gbit/s per node, rings of all GPUs")
     if recipe.offload != "none":

@@ -8,18 +8,16 @@ Source of the layer structures: transformers 5.17, `models/*/modeling_*.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llmcheck.types import ModelSpec
-from llmcheck.units import round_up
 
+# Values are NamedTuples here: a dataclass costs a millisecond at import, and tuples are hashed fast as keys of caches.
 NormKind = Literal["rms", "layer"]  # RMSNorm is eight small kernels in eager PyTorch, LayerNorm one fused kernel
 Activation = Literal["fused", "python"]  # one kernel, or a formula written out in Python (about nine)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(NamedTuple):
     """One ``nn.Linear`` (or Conv1D) of a layer. `peft` says whether peft's "all-linear" may adapt it."""
 
     name: str  # the ending by which LoRA targets name it
@@ -31,11 +29,11 @@ class Linear:
 
     @property
     def num_params(self) -> int:
+        """Weight and bias."""
         return self.in_features * self.out_features + (self.out_features if self.bias else 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Experts:
+class Experts(NamedTuple):
     """Routed experts kept as stacked 3-D parameters and run by grouped matrix products (transformers 5)."""
 
     num_experts: int
@@ -51,11 +49,11 @@ class Experts:
 
     @property
     def params_per_expert(self) -> int:
+        """Parameters of one expert's MLP."""
         return (3 if self.gated else 2) * self.hidden * self.intermediate
 
 
-@dataclass(frozen=True, kw_only=True)
-class Norm:
+class Norm(NamedTuple):
     """A normalisation over `width` features per token, `heads` times."""
 
     width: int
@@ -63,8 +61,7 @@ class Norm:
     params: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layer:
+class Layer(NamedTuple):
     """One decoder layer."""
 
     linears: tuple[Linear, ...]
@@ -81,10 +78,10 @@ class Layer:
     experts: Experts | None = None
     window: int | None = None  # keys that a query sees at most
     extra_modules: int = 0  # dropouts and the like that Python still calls
-    num_residual_adds: int = 2
 
     @property
     def q_width(self) -> int:
+        """Features of Q."""
         return self.num_heads * self.qk_head_dim
 
     @property
@@ -100,6 +97,7 @@ class Layer:
 
     @property
     def num_params(self) -> int:
+        """All parameters of the layer."""
         total = sum(li.num_params for li in self.linears) + sum(n.params for n in self.norms)
         return total + (self.experts.num_params if self.experts else 0)
 
@@ -115,8 +113,7 @@ class Layer:
         return sum(li.in_features * li.out_features > 100_000 for li in self.linears) + (3 if self.experts else 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
+class Shape(NamedTuple):
     """A decoder: layers with their counts, embedding and head."""
 
     layers: tuple[tuple[Layer, int], ...]
@@ -134,14 +131,17 @@ class Shape:
 
     @property
     def num_layers(self) -> int:
+        """Decoder layers."""
         return sum(count for _, count in self.layers)
 
     @property
     def num_embedding_params(self) -> int:
+        """Token and learned position embeddings."""
         return self.vocab_size * self.embed_dim + self.num_position_rows * self.embed_dim
 
     @property
     def num_head_params(self) -> int:
+        """The output projection, 0 where it is the embedding."""
         return 0 if self.tied else self.vocab_size * self.embed_dim
 
     @property
@@ -153,6 +153,7 @@ class Shape:
 
     @property
     def num_tensors(self) -> int:
+        """Parameter tensors."""
         return sum(layer.num_tensors * count for layer, count in self.layers) + 3
 
 
@@ -169,18 +170,88 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 }
 
 # Families whose block is not "RMSNorm, q/k/v/o, gated MLP": what differs. Read in transformers 5.17.
-_LAYER_NORM = frozenset({"gpt2", "gpt_bigcode", "gptj", "gpt_neo", "gpt_neox", "opt", "bloom", "falcon", "mpt", "phi", "phimoe", "starcoder2",
-                         "stablelm", "cohere", "cohere2", "olmo", "nemotron", "codegen", "persimmon"})
-_PLAIN_MLP = frozenset({"gpt2", "gpt_bigcode", "gptj", "gpt_neo", "gpt_neox", "opt", "bloom", "falcon", "mpt", "phi", "starcoder2", "nemotron",
-                        "codegen", "persimmon", "arcee"})
-_FUSED_QKV = {"gpt2": "c_attn", "gpt_bigcode": "c_attn", "gpt_neox": "query_key_value", "bloom": "query_key_value", "falcon": "query_key_value",
-              "mpt": "Wqkv", "phi3": "qkv_proj", "persimmon": "query_key_value", "chatglm": "query_key_value", "codegen": "qkv_proj"}
+_LAYER_NORM = frozenset(
+    {
+        "gpt2",
+        "gpt_bigcode",
+        "gptj",
+        "gpt_neo",
+        "gpt_neox",
+        "opt",
+        "bloom",
+        "falcon",
+        "mpt",
+        "phi",
+        "phimoe",
+        "starcoder2",
+        "stablelm",
+        "cohere",
+        "cohere2",
+        "olmo",
+        "nemotron",
+        "codegen",
+        "persimmon",
+    }
+)
+_PLAIN_MLP = frozenset(
+    {
+        "gpt2",
+        "gpt_bigcode",
+        "gptj",
+        "gpt_neo",
+        "gpt_neox",
+        "opt",
+        "bloom",
+        "falcon",
+        "mpt",
+        "phi",
+        "starcoder2",
+        "nemotron",
+        "codegen",
+        "persimmon",
+        "arcee",
+    }
+)
+_FUSED_QKV = {
+    "gpt2": "c_attn",
+    "gpt_bigcode": "c_attn",
+    "gpt_neox": "query_key_value",
+    "bloom": "query_key_value",
+    "falcon": "query_key_value",
+    "mpt": "Wqkv",
+    "phi3": "qkv_proj",
+    "persimmon": "query_key_value",
+    "chatglm": "query_key_value",
+    "codegen": "qkv_proj",
+}
 _FUSED_GATE_UP = frozenset({"phi3", "glm", "glm4", "chatglm"})
-_MLP_NAMES = {"gpt2": ("c_fc", "c_proj"), "gpt_bigcode": ("c_fc", "c_proj"), "gptj": ("fc_in", "fc_out"), "gpt_neo": ("c_fc", "c_proj"),
-              "opt": ("fc1", "fc2"), "phi": ("fc1", "fc2"), "starcoder2": ("c_fc", "c_proj"), "mpt": ("up_proj", "down_proj"),
-              "nemotron": ("up_proj", "down_proj"), "arcee": ("up_proj", "down_proj"), "codegen": ("fc_in", "fc_out")}
-_OUT_NAMES = {"gpt2": "c_proj", "gpt_bigcode": "c_proj", "gpt_neox": "dense", "bloom": "dense", "falcon": "dense", "opt": "out_proj",
-              "phi": "dense", "mpt": "out_proj", "gptj": "out_proj", "gpt_neo": "out_proj", "persimmon": "dense", "chatglm": "dense"}
+_MLP_NAMES = {
+    "gpt2": ("c_fc", "c_proj"),
+    "gpt_bigcode": ("c_fc", "c_proj"),
+    "gptj": ("fc_in", "fc_out"),
+    "gpt_neo": ("c_fc", "c_proj"),
+    "opt": ("fc1", "fc2"),
+    "phi": ("fc1", "fc2"),
+    "starcoder2": ("c_fc", "c_proj"),
+    "mpt": ("up_proj", "down_proj"),
+    "nemotron": ("up_proj", "down_proj"),
+    "arcee": ("up_proj", "down_proj"),
+    "codegen": ("fc_in", "fc_out"),
+}
+_OUT_NAMES = {
+    "gpt2": "c_proj",
+    "gpt_bigcode": "c_proj",
+    "gpt_neox": "dense",
+    "bloom": "dense",
+    "falcon": "dense",
+    "opt": "out_proj",
+    "phi": "dense",
+    "mpt": "out_proj",
+    "gptj": "out_proj",
+    "gpt_neo": "out_proj",
+    "persimmon": "dense",
+    "chatglm": "dense",
+}
 _ONE_NORM = frozenset({"phi", "cohere", "cohere2", "gptj", "codegen"})  # attention and MLP share the norm and run side by side
 _FOUR_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 _BIASES = frozenset({"gpt2", "gpt_bigcode", "gpt_neox", "bloom", "opt", "phi", "gptj", "codegen", "persimmon"})
@@ -190,7 +261,18 @@ _WIDE_QK_NORM = frozenset({"olmo2", "olmo3", "olmoe", "flex_olmo"})  # over all 
 _LEARNED_POSITIONS = frozenset({"gpt2", "gpt_bigcode", "opt", "gpt_neo"})
 _EAGER_ONLY = frozenset({"bloom", "mpt", "gptj", "codegen"})
 _PYTHON_ACTS = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_accurate"})
-_DROPOUTS = {"gpt2": 3, "gpt_bigcode": 3, "bloom": 1, "gpt_neox": 2, "falcon": 1, "phi": 1, "gptj": 3, "mpt": 1, "gpt_neo": 3, "starcoder2": 0}
+_DROPOUTS = {
+    "gpt2": 3,
+    "gpt_bigcode": 3,
+    "bloom": 1,
+    "gpt_neox": 2,
+    "falcon": 1,
+    "phi": 1,
+    "gptj": 3,
+    "mpt": 1,
+    "gpt_neo": 3,
+    "starcoder2": 0,
+}
 
 
 def _get(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -213,8 +295,15 @@ def _attention_linears(config: Mapping[str, Any], family: str, hidden: int) -> t
     if config.get("kv_lora_rank"):
         return _latent_attention(config, hidden, heads)
     head_dim = int(config.get("head_dim") or config.get("kv_channels") or hidden // heads)
-    bias = family in _BIASES or bool(config.get("attention_bias")) or bool(config.get("use_bias")) or bool(family == "falcon" and config.get("bias"))
-    qkv_bias = bias or family in _QKV_BIAS or bool(config.get("use_qkv_bias")) or bool(config.get("add_qkv_bias")) or bool(config.get("qkv_bias"))
+    bias = (
+        family in _BIASES
+        or bool(config.get("attention_bias"))
+        or bool(config.get("use_bias"))
+        or bool(family == "falcon" and config.get("bias"))
+    )
+    qkv_bias = (
+        bias or family in _QKV_BIAS or bool(config.get("use_qkv_bias")) or bool(config.get("add_qkv_bias")) or bool(config.get("qkv_bias"))
+    )
     if family in {"glm", "glm4"}:
         bias = False  # attention_bias is that of q, k and v only
     q, kv = heads * head_dim, kv_heads * head_dim
@@ -252,10 +341,23 @@ def _rotary_dim(config: Mapping[str, Any], family: str, head_dim: int) -> int:
     if family in _LEARNED_POSITIONS or family in {"bloom", "mpt"} or config.get("alibi"):
         return 0
     rope = config.get("rope_parameters")
-    fraction = config.get("partial_rotary_factor") or config.get("rotary_pct") or (rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None)
+    fraction = (
+        config.get("partial_rotary_factor")
+        or config.get("rotary_pct")
+        or (rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None)
+    )
     if config.get("rotary_dim"):
         return int(config["rotary_dim"])
-    default = {"phi": 0.5, "gpt_neox": 0.25, "glm": 0.5, "glm4": 0.5, "stablelm": 0.25, "chatglm": 0.5, "persimmon": 0.5, "nemotron": 0.5}.get(family, 1.0)
+    default = {
+        "phi": 0.5,
+        "gpt_neox": 0.25,
+        "glm": 0.5,
+        "glm4": 0.5,
+        "stablelm": 0.25,
+        "chatglm": 0.5,
+        "persimmon": 0.5,
+        "nemotron": 0.5,
+    }.get(family, 1.0)
     return int(head_dim * float(fraction if fraction is not None else default))
 
 
@@ -285,16 +387,6 @@ def _norms(config: Mapping[str, Any], family: str, hidden: int, q: int, kv: int,
     elif family in _QK_NORM:
         norms += [Norm(width=num_heads * head_dim, kind="rms", params=head_dim), Norm(width=num_kv * head_dim, kind="rms", params=head_dim)]
     return norms
-
-
-def _is_gated(config: Mapping[str, Any], spec: ModelSpec) -> bool:
-    """Gated unless the family is known not to be; for an unknown family, whichever comes nearer to the parameter count."""
-    if spec.family in _PLAIN_MLP:
-        return False
-    if spec.family_known:
-        return True
-    errors = {gated: abs(_build(spec, gated).num_params - spec.num_params) for gated in (True, False)}
-    return errors[True] <= errors[False]
 
 
 def _experts(config: Mapping[str, Any], hidden: int) -> Experts | None:
@@ -334,7 +426,7 @@ def _windows(config: Mapping[str, Any], family: str, num_layers: int) -> tuple[i
     return int(window), num_layers
 
 
-def _build(spec: ModelSpec, gated: bool) -> Shape:
+def _build(spec: ModelSpec, gated: bool, tied: bool) -> Shape:
     config: Mapping[str, Any] = spec.config
     family = spec.family
     hidden = int(_get(config, "hidden", 1))
@@ -347,12 +439,15 @@ def _build(spec: ModelSpec, gated: bool) -> Shape:
     norms = _norms(config, family, hidden, heads * qk_dim, kv_heads * qk_dim, qk_dim, heads, kv_heads)
     if config.get("kv_lora_rank"):
         norms += [Norm(width=int(r), kind="rms", params=int(r)) for r in (config.get("q_lora_rank"), config["kv_lora_rank"]) if r]
+    if family == "qwen":
+        width = int(width) // 2  # Qwen 1 counts both halves of the gated MLP
     act = str(_get(config, "act", "silu"))
     python_act: Activation = "python" if act in _PYTHON_ACTS or family == "bloom" else "fused"
-    mlp_bias = family in _BIASES or bool(config.get("mlp_bias")) or bool(config.get("use_bias")) or bool(family == "falcon" and config.get("bias"))
+    mlp_bias = (
+        family in _BIASES or bool(config.get("mlp_bias")) or bool(config.get("use_bias")) or bool(family == "falcon" and config.get("bias"))
+    )
     experts = _experts(config, hidden)
     window, num_windowed = _windows(config, family, num_layers)
-    one_norm = sum(n.width == hidden for n in norms[:4]) == 1
 
     def layer(moe: bool, win: int | None) -> Layer:
         if moe and experts:
@@ -363,10 +458,20 @@ def _build(spec: ModelSpec, gated: bool) -> Shape:
         else:
             mlp, act_width = _mlp_linears(family, hidden, int(width), gated, mlp_bias), int(width)
         return Layer(
-            linears=(*attention, *mlp), norms=tuple(norms), hidden=hidden, num_heads=heads, num_kv_heads=kv_heads, qk_head_dim=qk_dim,
-            v_head_dim=v_dim, rotary_dim=rotary, activation=python_act, act_width=act_width, gated=gated or moe,
-            experts=experts if moe else None, window=win, extra_modules=_DROPOUTS.get(family, 0),
-            num_residual_adds=2 if not one_norm else 2,
+            linears=(*attention, *mlp),
+            norms=tuple(norms),
+            hidden=hidden,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            qk_head_dim=qk_dim,
+            v_head_dim=v_dim,
+            rotary_dim=rotary,
+            activation=python_act,
+            act_width=act_width,
+            gated=gated or moe,
+            experts=experts if moe else None,
+            window=win,
+            extra_modules=_DROPOUTS.get(family, 0),
         )
 
     num_dense = _num_dense_layers(config, num_layers, experts is not None)
@@ -381,18 +486,29 @@ def _build(spec: ModelSpec, gated: bool) -> Shape:
     other = 2 * hidden if family == "bloom" else 2 * embed_dim * hidden if embed_dim != hidden else 0
     final = norms[0] if not (family == "opt" and config.get("do_layer_norm_before") is False) else None
     return Shape(
-        layers=tuple((layer(moe, win), count) for (moe, win), count in counts.items()), hidden=hidden, vocab_size=vocab, embed_dim=embed_dim,
-        tied=bool(config.get("tie_word_embeddings", family in {"gpt2", "bloom", "mpt", "falcon", "opt", "gemma", "gemma2"})), num_position_rows=rows,
-        final_norm=final, has_sdpa=family not in _EAGER_ONLY, alibi=family in {"bloom", "mpt"} or bool(config.get("alibi")),
-        max_positions=int(positions) if positions else None, softcap=bool(config.get("final_logit_softcapping")), other_params=other,
+        layers=tuple((layer(moe, win), count) for (moe, win), count in counts.items()),
+        hidden=hidden,
+        vocab_size=vocab,
+        embed_dim=embed_dim,
+        tied=tied,
+        num_position_rows=rows,
+        final_norm=final,
+        has_sdpa=family not in _EAGER_ONLY,
+        alibi=family in {"bloom", "mpt"} or bool(config.get("alibi")),
+        max_positions=int(positions) if positions else None,
+        softcap=bool(config.get("final_logit_softcapping")),
+        other_params=other,
     )
 
 
 def read_shape(spec: ModelSpec) -> Shape:
-    """The decoder's shape from its configuration. An unknown family is read as an RMSNorm decoder with the MLP that fits its size."""
-    return _build(spec, _is_gated(spec.config, spec))
+    """The decoder's shape from its configuration.
 
-
-def sharded_elements(num_elements: int, num_ranks: int) -> int:
-    """Elements that one rank keeps of `num_elements` divided over `num_ranks`, with padding."""
-    return round_up(num_elements, num_ranks) // num_ranks
+    A family whose layer is not modelled is read as whatever comes nearest to its parameter count: gated MLP or not, tied head or not.
+    """
+    tied = bool(spec.config.get("tie_word_embeddings"))
+    if spec.family_known:
+        return _build(spec, spec.family not in _PLAIN_MLP, tied)
+    gates = (False,) if spec.family in _PLAIN_MLP else (True, False)
+    shapes = [_build(spec, gated, tie) for gated in gates for tie in (tied, not tied)]
+    return min(shapes, key=lambda shape: abs(shape.num_params - spec.num_params))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmcheck.shadow import ops
+from llmcheck.shadow import liger, ops
 from llmcheck.shadow.attention import attention_interface, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
-from llmcheck.shadow.loss import causal_lm_loss
+from llmcheck.shadow.loss import head_and_loss
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Embedding, Linear, Module, RMSNorm
-from llmcheck.shadow.tensor import NoGrad, Tensor
+from llmcheck.shadow.tensor import NoGrad, Tensor, cur
 
 
 class RotaryEmbedding(Module):
@@ -44,6 +44,8 @@ def rotate_half(x: Tensor) -> Tensor:
 
 
 def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    if cur.liger:
+        return liger.rope(q, k, cos, sin)
     cos = ops.unsqueeze(cos, 1)
     sin = ops.unsqueeze(sin, 1)
     q_embed = ops.add(ops.mul(q, cos), ops.mul(rotate_half(q), sin))
@@ -94,7 +96,11 @@ class GatedMLP(Module):
         self.act_fn = Activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        down_proj: Tensor = self.down_proj(ops.mul(self.act_fn(self.gate_proj(x)), self.up_proj(x)))
+        down_proj: Tensor
+        if cur.liger:
+            down_proj = self.down_proj(liger.gated(self.gate_proj(x), self.up_proj(x)))
+            return down_proj
+        down_proj = self.down_proj(ops.mul(self.act_fn(self.gate_proj(x)), self.up_proj(x)))
         return down_proj
 
 
@@ -156,6 +162,7 @@ def layer_windows(config: Config) -> list[int | None]:
 
 class LlamaForCausalLM(CausalLM):
     def __init__(self, build: Build, config: Config, run: Run, **attn: bool) -> None:
+        self.loss = run.loss
         self.model = LlamaModel(build, config, run, **attn)
         self.lm_head = Linear(build, config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
@@ -163,9 +170,7 @@ class LlamaForCausalLM(CausalLM):
 
     def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         hidden_states = self.model(ids, mask, self)
-        logits = self.lm_head(hidden_states)
-        loss = causal_lm_loss(logits, labels)
-        return loss, logits
+        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
 
 
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

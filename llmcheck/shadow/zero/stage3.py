@@ -305,16 +305,35 @@ class Hooks:
         self.coordinator = coordinator
         self.root = root
         self.remaining: dict[int, int] = {}
+        self.stack: list[Module] = []
+
+    def gather_external(self, module: Module) -> None:
+        """A weight read outside its module's call (``ZeROOrderedDict``): gathered at once and from then on fetched with the caller."""
+        coordinator = self.coordinator
+        caller = self.stack[-1] if self.stack else self.root
+        for p in coordinator.own_params(module):
+            if p.ds.status != NOT_AVAILABLE:
+                continue
+            known = coordinator.own_params(caller)
+            if p not in known:
+                known.append(p)
+            category, cur.category = cur.category, "gathered_weights"
+            p.st = Storage(p.ds.partition_numel * coordinator.world * p.item) if coordinator.world > 1 else p.ds.tensor
+            cur.category = category
+            p.ds.status = AVAILABLE
 
     def call(self, module: Module, args: tuple[Any, ...]) -> Any:
         coordinator = self.coordinator
         if module is self.root:
+            self.stack.clear()  # a re-run that stopped early leaves its modules there
             coordinator.reset_step()
+        self.stack.append(module)
         coordinator.fetch(module, True)
         self.remaining[id(module)] = 0
         positional = module.positional
         args = tuple(self._post_backward(module, a) if type(a) is Tensor and i < positional else a for i, a in enumerate(args))
         out = _forward(module, args)
+        self.stack.pop()
         coordinator.release(module, True)
         if type(out) is tuple:
             return tuple(self._pre_backward(module, o) if type(o) is Tensor else o for o in out)
