@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmcheck.shadow import lora
+from llmcheck.shadow import lora, quant
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
@@ -53,9 +53,16 @@ def execute(
     build = Stage3Build(item, world, settings.offload_param.enabled) if settings.stage == 3 else Build(item)
     model = family.build(build, config, run)
     if recipe.lora is not None:
+        if recipe.method == "qlora":
+            quant.quantize(model, build)
+            quant.cast_rest(model, 4)
+            tape.mark("empty_cache")
         lora.inject(model, recipe.lora, family, build)
         model.require_input_grads = recipe.checkpointing
+        model = lora.PeftModel(model)
     tape.mark("phase", "model")
+    if recipe.method == "qlora":
+        quant.cast_rest(model, item)
     engine = _initialize(model, build, recipe, settings, item, rank, world, flatten_on_device)
     tape.mark("phase", "init")
     _train(model, engine, recipe, kernels, tape, steps)

@@ -38,11 +38,13 @@ class Kernels:
 
     def matmul_workspace(self, lt: bool) -> None:
         """The first product of a thread allocates cuBLAS' workspace; the first one with a fused bias cuBLASLt's (1 MiB)."""
-        table = self._lt if lt else self._cublas
-        if self.in_backward not in table:
-            nbytes = MIB if lt else self.cublas_workspace_bytes
+        if self.in_backward not in self._cublas:  # cuBLASLt's handle is cuBLAS' handle: asking for it makes this one's workspace too
             before, cur.category = cur.category, "workspace"
-            table[self.in_backward] = Storage(nbytes)
+            self._cublas[self.in_backward] = Storage(self.cublas_workspace_bytes)
+            cur.category = before
+        if lt and self.in_backward not in self._lt:
+            before, cur.category = cur.category, "workspace"
+            self._lt[self.in_backward] = Storage(MIB)
             cur.category = before
 
     def reduction_buffer_bytes(self, rows: int, cols: int) -> int:

@@ -5,29 +5,68 @@ from __future__ import annotations
 from llmcheck.errors import UserError, did_you_mean
 from llmcheck.shadow import ops
 from llmcheck.shadow.families.base import CausalLM, Family
-from llmcheck.shadow.module import Build, Conv1D, Linear, Module
+from llmcheck.shadow.module import Build, Conv1D, Dropout, Embedding, Linear, Module
+from llmcheck.shadow.quant import Linear4bit
 from llmcheck.shadow.tensor import Tensor
 from llmcheck.types import LoraSpec
 
 
 class LoraLinear(Module):
-    """``y = base(x) + lora_B(lora_A(dropout(x))) * scaling``."""
+    """``y = base(x) + lora_B(lora_A(dropout(x))) * scaling``; over a 4-bit base, which peft clones, the update is a local of its own."""
 
-    def __init__(self, build: Build, base: Linear | Conv1D, rank: int, dropout: float) -> None:
+    def __init__(self, build: Build, base: Linear | Conv1D | Linear4bit, rank: int, dropout: float) -> None:
         self.base_layer = base
+        self.lora_dropout = Dropout(dropout)
         self.lora_A = Linear(build, base.in_features, rank)
         self.lora_B = Linear(build, rank, base.out_features)
-        self.dropout = dropout
 
     @property
     def weight(self) -> Tensor:
         return self.base_layer.weight
 
+    @property
+    def in_features(self) -> int:
+        return self.base_layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base_layer.out_features
+
     def forward(self, x: Tensor) -> Tensor:
         result = self.base_layer(x)
-        x = ops.cast(x, self.lora_A.weight.item)
-        result = ops.add(result, ops.scale(self.lora_B(self.lora_A(ops.dropout(x, self.dropout)))))
+        if isinstance(self.base_layer, Linear4bit):
+            result = ops.clone(result)
+            output = ops.scale(self.lora_B(self.lora_A(self.lora_dropout(x))))
+            result = ops.add(result, output)
+        else:
+            result = ops.add(result, ops.scale(self.lora_B(self.lora_A(self.lora_dropout(x)))))
         return result
+
+
+class _LoraModel(Module):
+    """``LoraModel``: calls the wrapped model's forward, not the model."""
+
+    positional = 0
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model = model
+
+    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.model.forward(ids, mask, labels)
+
+
+class PeftModel(CausalLM):
+    """``PeftModelForCausalLM`` around a model with adapters."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self.base_model = _LoraModel(model)
+
+    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        out: tuple[Tensor, Tensor | None] = self.base_model(ids, mask, labels)
+        return out
+
+
+_LAYERS = (Linear, Conv1D, Linear4bit)
 
 
 def target_names(spec: LoraSpec, family: Family, model: CausalLM) -> tuple[str, ...]:
@@ -37,7 +76,7 @@ def target_names(spec: LoraSpec, family: Family, model: CausalLM) -> tuple[str, 
     if spec.targets == "attention":
         return family.attention_targets
     names = tuple(n.strip() for n in spec.targets.split(",") if n.strip())
-    known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, (Linear, Conv1D))})
+    known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, _LAYERS)})
     for name in names:
         if name.rsplit(".", 1)[-1] not in known:
             raise UserError(
@@ -58,17 +97,15 @@ def inject(model: CausalLM, spec: LoraSpec, family: Family, build: Build) -> int
     count = 0
     for _, module in list(model.named_modules()):
         for key, value in list(module.__dict__.items()):
-            if key in targets and isinstance(value, (Linear, Conv1D)):
+            if key in targets and isinstance(value, _LAYERS):
                 setattr(module, key, LoraLinear(build, value, spec.rank, spec.dropout))
                 count += 1
             elif type(value) is list:
                 for i, item in enumerate(value):
-                    if isinstance(item, (Linear, Conv1D)) and key in targets:
+                    if isinstance(item, _LAYERS) and key in targets:
                         value[i] = LoraLinear(build, item, spec.rank, spec.dropout)
                         count += 1
     if spec.train_embeddings:
-        from llmcheck.shadow.module import Embedding
-
         for _, module in model.named_modules():
             if isinstance(module, Embedding):
                 module.weight.req = True

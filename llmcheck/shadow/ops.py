@@ -233,6 +233,14 @@ def clone_contiguous(t: Tensor) -> Tensor:
     return out
 
 
+def clone(t: Tensor) -> Tensor:
+    """``clone()`` in the same layout."""
+    out = _ew(t)
+    if cur.grad and t.req:
+        record(out, lambda s, g: (g,), (t,), ())
+    return out
+
+
 def contiguous(t: Tensor) -> Tensor:
     return t if t.strides is None else clone_contiguous(t)
 
@@ -341,6 +349,10 @@ def tanh(t: Tensor) -> Tensor:
     return unary(t, save="out")
 
 
+def sigmoid(t: Tensor) -> Tensor:
+    return unary(t, save="out")
+
+
 def neg(t: Tensor) -> Tensor:
     return unary(t, save="none")
 
@@ -391,8 +403,8 @@ def cat(parts: Sequence[Tensor], dim: int = -1) -> Tensor:
     return out
 
 
-def square(t: Tensor) -> Tensor:
-    """``t.pow(2)``. Backward: ``grad * (2 * t.pow(1))``, three tensors."""
+def power(t: Tensor) -> Tensor:
+    """``t.pow(c)`` with a number `c` that is not 0. Backward: ``grad * (c * t.pow(c - 1))``, three tensors."""
     if not (cur.grad and t.req):
         return _ew(t)
 
@@ -405,6 +417,9 @@ def square(t: Tensor) -> Tensor:
 
     node = begin(back, (t,), (keep(t),))
     return attach(_ew(t), node)
+
+
+square = power
 
 
 def mean_last(t: Tensor) -> Tensor:
@@ -455,7 +470,8 @@ def matmul_kernel(shape: Shape, item: int, lt: bool = False, view: bool = False)
 def linear(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
     """``F.linear``: t + view + mm + view without a bias, view + t + addmm + view with one.
 
-    `x`: [.., k], `w`: [n, k], `b`: [n]. Backward without bias: dW, dX; with: dX, dW, then the saved input goes, then the bias sum.
+    `x`: [.., k], `w`: [n, k], `b`: [n]. Backward without bias: dW, dX; with: dX, dW, then (under checkpointing) the saved
+    tensors go, then the bias sum.
     """
     hooks = cur.hooks
     if hooks is not None:
@@ -468,7 +484,7 @@ def linear(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
     if not cur.grad or not (need_x or need_w or (b is not None and b.req)):
         return matmul_kernel(lead + (n,), x.item, b is not None)
     xs, item = x.shape, x.item
-    saved = [keep(x) if need_w else None, keep(w) if need_x else None]
+    saved = (keep(x) if need_w else None, keep(w) if need_x else None)
     if b is None:
 
         def back(s: Any, g: Tensor) -> list[Tensor | None]:
@@ -485,7 +501,7 @@ def linear(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
         g = contiguous(g)
         gx = matmul_kernel(xs, item, False, True) if need_x else None
         gw = matmul_kernel((n, k), item, False, True) if need_w else None
-        if type(s) is list:
+        if type(s) is list:  # unpacked by a checkpoint: locals of the function, gone before the last gradient
             s.clear()
         gb = column_sum(rows, n, item) if need_b else None
         return [gb, gw, gx]
@@ -512,7 +528,7 @@ def conv1d(x: Tensor, w: Param, b: Param) -> Tensor:
             gb = column_sum(rows, n, item) if need_b else None
             return [gb, gw, gx]
 
-        node = begin(back, (b, w, x), [keep(x) if need_w else None, keep(w) if need_x else None])
+        node = begin(back, (b, w, x), (keep(x) if need_w else None, keep(w) if need_x else None))
     out = matmul_kernel((rows, n), x.item, True)
     if node is not None:
         attach(out, node)

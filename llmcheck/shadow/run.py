@@ -10,12 +10,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from llmcheck.dsconfig import ZeroSettings
-from llmcheck.shadow import families
+from llmcheck.shadow import families, lora
 from llmcheck.shadow.execute import execute
-from llmcheck.shadow.families.base import Config, Family
+from llmcheck.shadow.families.base import Config, Family, Run
 from llmcheck.shadow.kernels import kernels_for
 from llmcheck.shadow.replay import Replay, breakdown, replay, timeline
-from llmcheck.shadow.tensor import Tape
+from llmcheck.shadow.module import Build
+from llmcheck.shadow.tensor import Tape, cur
+from llmcheck.shadow.zero.stage12 import Partition
 from llmcheck.types import ClusterSpec, GpuSpec, ModelSpec, RankEstimate, TrainingRecipe
 from llmcheck.units import MIB
 
@@ -190,3 +192,55 @@ def _search(tape: Tape, recipe: TrainingRecipe, low: int, high: int) -> int:
         else:
             low = middle
     return high
+
+
+def suspect_ranks(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> tuple[int, ...]:
+    """Ranks other than 0 that may need more memory than rank 0, from the sizes of the parameters alone.
+
+    Stages 1 and 2 cut the flat parameter buffer without regard to parameters: a rank keeps the *whole* gradient of every parameter that
+    touches its part, and takes the norm of its largest piece in fp64. Elsewhere rank 0 is as large as any.
+    """
+    world = cluster.num_gpus
+    if recipe.zero_stage not in (1, 2) or world == 1:
+        return ()
+    numels = _trainable_numels(model, recipe)
+    part = Partition(numels, world, 2)
+    owned = [0] * world
+    largest = [0] * world
+    for i, n in enumerate(numels):
+        for owner, piece in part.pieces(i, n):
+            owned[owner] += n
+            largest[owner] = max(largest[owner], piece)
+    out: list[int] = []
+    by_owned = max(range(world), key=lambda r: (owned[r], largest[r]))
+    if owned[by_owned] > owned[0]:
+        out.append(by_owned)
+    by_piece = max(range(world), key=lambda r: (largest[r], owned[r]))
+    if largest[by_piece] > largest[0] and by_piece not in out:
+        out.append(by_piece)
+    return tuple(out)
+
+
+def _trainable_numels(model: ModelSpec, recipe: TrainingRecipe) -> list[int]:
+    """Elements of each trainable parameter in the order of the optimizer's group."""
+    family = _family(model)
+    cur.reset(Tape())
+    try:
+        build = Build(2)
+        built = family.build(build, Config(model.config), Run())
+        if recipe.lora is not None:
+            lora.inject(built, recipe.lora, family, build)
+        return [p.numel for p in built.parameters() if p.req]
+    finally:
+        cur.reset(Tape())
+
+
+def simulate(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> tuple[RankEstimate, RankEstimate]:
+    """(rank 0, the rank that needs the largest GPU); the same object where no rank needs more than rank 0."""
+    rank0 = simulate_rank(model, recipe, cluster)
+    worst = rank0
+    for rank in suspect_ranks(model, recipe, cluster):
+        other = simulate_rank(model, recipe, cluster, rank=rank)
+        if other.required_bytes > worst.required_bytes:
+            worst = other
+    return rank0, worst

@@ -299,7 +299,7 @@ def sum_to(g: Tensor, shape: Shape) -> Tensor:
     """Reduce a gradient to the shape of a broadcast input."""
     if g.shape == shape:
         return g
-    out = Tensor(shape, g.item)
+    out = Tensor(shape, g.item, None, None, len(g.shape) > len(shape))  # fewer dimensions: the sum is seen through a view
     n = prod(shape)
     kernels = cur.kernels
     if kernels is not None and n and not (shape[-1:] == (1,) and g.shape[-1] != 1):  # sums over the fastest dimension need no buffer
@@ -324,6 +324,7 @@ def backward(root: Tensor) -> None:
     _generation += 1
     gen = _generation
     start.seen, start.deps = gen, 0
+    first, leaves = start, []  # the graph keeps the leaves' accumulators (hence leaf and gradient) until its root is dropped
     stack: list[Node] = [start]
     while stack:
         edges = stack.pop().edges
@@ -336,6 +337,8 @@ def backward(root: Tensor) -> None:
             if n.seen != gen:
                 n.seen, n.deps = gen, 1
                 stack.append(n)
+                if type(n) is LeafAccumulate:
+                    leaves.append((n, 0))
             else:
                 n.deps += 1
     del edges, e, n, stack  # type: ignore[possibly-undefined]
@@ -401,5 +404,6 @@ def backward(root: Tensor) -> None:
                     else:
                         heappush(heap, (-n.seq, n))
             node = e = n = edges = None  # type: ignore[assignment]
+        first.edges = leaves
     finally:
         c.grad, c.category = before, category

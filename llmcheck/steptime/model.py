@@ -268,14 +268,14 @@ def estimate(
         tokens_per_s=tokens_per_s,
         tokens_per_s_per_gpu=tokens_per_s / cluster.num_gpus,
         mfu=mfu,
-        error_fraction=_error_fraction(recipe, cluster, host_bound, model.family_known, shape),
+        error_fraction=_error_fraction(recipe, cluster, host_bound, model, shape),
         assumptions=_assumptions(recipe, cluster, host_bound),
         total_s=total,
         cost=cost,
     )
 
 
-def _error_fraction(recipe: TrainingRecipe, cluster: ClusterSpec, host_bound: bool, known: bool, shape: Shape) -> float:
+def _error_fraction(recipe: TrainingRecipe, cluster: ClusterSpec, host_bound: bool, model: ModelSpec, shape: Shape) -> float:
     """Half-width of the band, by regime: the 90th percentile of the errors seen in benchmarks/steptime."""
     bands = constants()["bands"]
     band: float = bands["host_bound"] if host_bound else bands["gpu_bound"]
@@ -285,7 +285,9 @@ def _error_fraction(recipe: TrainingRecipe, cluster: ClusterSpec, host_bound: bo
         band = max(band, bands["multi_node"])
     if cluster.gpu.compute_capability not in ((9, 0), (8, 0)):
         band = max(band, bands["other_gpu"])
-    if not known or any(layer.experts for layer, _ in shape.layers):
+    # a shape that does not add up to the model's parameters has layers that are not read here (linear attention, convolutions)
+    misread = abs(shape.num_params - model.num_params) > 0.01 * model.num_params
+    if not model.family_known or misread or any(layer.experts for layer, _ in shape.layers):
         band = max(band, bands["unmeasured_family"])
     return band
 

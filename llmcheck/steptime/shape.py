@@ -164,7 +164,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "vocab": ("vocab_size", "padded_vocab_size"),
     "intermediate": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
     "positions": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
-    "act": ("hidden_act", "activation_function", "hidden_activation", "activation"),
+    "act": ("activation_function", "hidden_activation", "activation", "hidden_act"),
     "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     "top_k": ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k"),
 }

@@ -10,7 +10,7 @@ from typing import Any
 from llmcheck.shadow import ops
 from llmcheck.shadow.attention import causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
-from llmcheck.shadow.loss import causal_lm_loss
+from llmcheck.shadow.loss import head_and_loss
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import NoGrad, Tensor, attach, begin, cur, keep
 
@@ -179,6 +179,7 @@ class BloomModel(Module):
 
 class BloomForCausalLM(CausalLM):
     def __init__(self, build: Build, config: Config, run: Run) -> None:
+        self.loss = run.loss
         self.transformer = BloomModel(build, config, run)
         self.lm_head = Linear(build, config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
@@ -186,9 +187,7 @@ class BloomForCausalLM(CausalLM):
 
     def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         hidden_states = self.transformer(ids, mask, self)
-        logits = self.lm_head(hidden_states)
-        loss = causal_lm_loss(logits, labels)
-        return loss, logits
+        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
 
 
 def _build(build: Build, config: Config, run: Run) -> CausalLM:

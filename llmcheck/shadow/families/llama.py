@@ -5,9 +5,11 @@ Written along ``transformers/models/llama/modeling_llama.py`` (5.17), with the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llmcheck.shadow import liger, ops
+from llmcheck.shadow.activations import activation
 from llmcheck.shadow.attention import attention_interface, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.loss import head_and_loss
@@ -54,12 +56,26 @@ def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tupl
 
 
 class LlamaAttention(Module):
+    """Separate projections for query, key and value. `qk_norm`: each head's query and key are normed before they are turned."""
+
     positional = 0
 
-    def __init__(self, build: Build, config: Config, run: Run, *, bias: bool, out_bias: bool, qk_norm: bool) -> None:
+    def __init__(
+        self,
+        build: Build,
+        config: Config,
+        run: Run,
+        *,
+        bias: bool = False,
+        out_bias: bool = False,
+        qk_norm: bool = False,
+        rope: bool = True,
+        rotary: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = apply_rotary_pos_emb,
+    ) -> None:
         self.kind = run.attention
-        self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+        self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
+        self.use_rope, self.apply_rotary_pos_emb = rope, rotary
         h, d = config.hidden_size, self.head_dim
         self.q_proj = Linear(build, h, config.num_attention_heads * d, bias)
         self.k_proj = Linear(build, h, config.num_key_value_heads * d, bias)
@@ -68,7 +84,9 @@ class LlamaAttention(Module):
         self.q_norm = RMSNorm(build, d) if qk_norm else None
         self.k_norm = RMSNorm(build, d) if qk_norm else None
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
@@ -78,22 +96,21 @@ class LlamaAttention(Module):
             query_states = ops.transpose(ops.view(self.q_proj(hidden_states), *hidden_shape), 1, 2)
             key_states = ops.transpose(ops.view(self.k_proj(hidden_states), *hidden_shape), 1, 2)
         value_states = ops.transpose(ops.view(self.v_proj(hidden_states), *hidden_shape), 1, 2)
-        cos, sin = position_embeddings
-        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
-        attn_output, attn_weights = attention_interface(
-            self.kind, query_states, key_states, value_states, attention_mask, self.dropout
-        )
+        if self.use_rope:
+            cos, sin = position_embeddings
+            query_states, key_states = self.apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        attn_output, attn_weights = attention_interface(self.kind, query_states, key_states, value_states, attention_mask, self.dropout)
         attn_output = ops.contiguous(ops.reshape(attn_output, *input_shape, -1))
         attn_output = self.o_proj(attn_output)
         return attn_output, attn_weights
 
 
 class GatedMLP(Module):
-    def __init__(self, build: Build, hidden: int, intermediate: int, bias: bool = False, act: Any = ops.silu) -> None:
+    def __init__(self, build: Build, hidden: int, intermediate: int, bias: bool = False, act: str = "silu") -> None:
         self.gate_proj = Linear(build, hidden, intermediate, bias)
         self.up_proj = Linear(build, hidden, intermediate, bias)
         self.down_proj = Linear(build, intermediate, hidden, bias)
-        self.act_fn = Activation(act)
+        self.act_fn = Activation(activation(act))
 
     def forward(self, x: Tensor) -> Tensor:
         down_proj: Tensor
@@ -105,11 +122,13 @@ class GatedMLP(Module):
 
 
 class LlamaDecoderLayer(CheckpointedLayer):
-    def __init__(self, build: Build, config: Config, run: Run, **attn: bool) -> None:
-        self.self_attn = LlamaAttention(build, config, run, **attn)
-        self.mlp = GatedMLP(build, config.hidden_size, config.intermediate_size, getattr(config, "mlp_bias", False))
-        self.input_layernorm = RMSNorm(build, config.hidden_size)
-        self.post_attention_layernorm = RMSNorm(build, config.hidden_size)
+    """Norm, attention, norm, MLP, each pair with a residual connection around it."""
+
+    def __init__(self, build: Build, config: Config, self_attn: Module, mlp: Module, norm: Callable[[Build, int], Module] = RMSNorm) -> None:
+        self.self_attn = self_attn
+        self.mlp = mlp
+        self.input_layernorm = norm(build, config.hidden_size)
+        self.post_attention_layernorm = norm(build, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
         residual = hidden_states
@@ -123,79 +142,128 @@ class LlamaDecoderLayer(CheckpointedLayer):
         return hidden_states
 
 
-class LlamaModel(Module):
-    positional = 0
+def llama_layer(build: Build, config: Config, run: Run, **attn: Any) -> LlamaDecoderLayer:
+    """Llama's layer; `attn`: options of its attention."""
+    return LlamaDecoderLayer(
+        build,
+        config,
+        LlamaAttention(build, config, run, **attn),
+        GatedMLP(build, config.hidden_size, config.intermediate_size, getattr(config, "mlp_bias", False), config.hidden_act),
+    )
 
-    def __init__(self, build: Build, config: Config, run: Run, **attn: bool) -> None:
+
+class LlamaModel(Module):
+    """Embedding, `layer(index)` times the number of layers, norm, rotary embedding."""
+
+    positional = 0
+    both_masks = False  # the mask of the sliding window is made even where no layer uses it
+
+    def __init__(
+        self,
+        build: Build,
+        config: Config,
+        run: Run,
+        layer: Callable[[int], CheckpointedLayer],
+        *,
+        norm: Callable[[Build, int], Module] = RMSNorm,
+        embedding: Callable[[Build, int, int], Module] = Embedding,
+        rotary: Callable[[Config], Module] | None = None,
+    ) -> None:
         self.kind = run.attention
-        self.windows = layer_windows(config)
-        self.embed_tokens = Embedding(build, config.vocab_size, config.hidden_size)
-        self.layers = [LlamaDecoderLayer(build, config, run, **attn) for _ in range(config.num_hidden_layers)]
-        self.norm = RMSNorm(build, config.hidden_size)
-        self.rotary_emb = RotaryEmbedding(config.head_dim or config.hidden_size // config.num_attention_heads)
-        for layer in self.layers:
-            layer.checkpointed = run.checkpointing
+        self.windows, self.mask_windows = layer_windows(config), mask_windows(config, self.both_masks)
+        self.embed_tokens = embedding(build, config.vocab_size, config.hidden_size)
+        self.layers = [layer(index) for index in range(config.num_hidden_layers)]
+        self.norm = norm(build, config.hidden_size)
+        self.rotary_emb = RotaryEmbedding(rotary_dim(config)) if rotary is None else rotary(config)
+        for decoder_layer in self.layers:
+            decoder_layer.checkpointed = run.checkpointing
+
+    def embed(self, input_ids: Tensor, owner: CausalLM) -> Tensor:
+        """The embedding and what the model does to it at once."""
+        return owner.embed(self.embed_tokens, input_ids)
+
+    def positions(self, hidden_states: Tensor, position_ids: Tensor) -> list[Any]:
+        """The position embeddings of each layer."""
+        return [self.rotary_emb(hidden_states, position_ids)] * len(self.layers)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
-        inputs_embeds = owner.embed(self.embed_tokens, input_ids)
+        inputs_embeds = self.embed(input_ids, owner)
         position_ids = Tensor((1, input_ids.shape[1]), 8)
         b, s = input_ids.shape
-        masks = {w: causal_mask(self.kind, b, s, inputs_embeds.item, w) for w in dict.fromkeys(self.windows)}
+        masks = {w: causal_mask(self.kind, b, s, inputs_embeds.item, w) for w in self.mask_windows}
         hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        for decoder_layer, window in zip(self.layers, self.windows, strict=True):
-            hidden_states = decoder_layer(hidden_states, masks[window], position_embeddings)
+        position_embeddings = self.positions(hidden_states, position_ids)
+        for decoder_layer, window, position in zip(self.layers, self.windows, position_embeddings, strict=True):
+            hidden_states = decoder_layer(hidden_states, masks[window], position)
         hidden_states = self.norm(hidden_states)
         return hidden_states
+
+
+def rotary_dim(config: Config) -> int:
+    """How many elements of a head are turned."""
+    return int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
 
 
 def layer_windows(config: Config) -> list[int | None]:
     """The sliding window of each layer, None for full attention."""
     window = getattr(config, "sliding_window", None)
-    if not getattr(config, "use_sliding_window", True):
-        window = None
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
-        kinds = ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
+        return [window] * int(config.num_hidden_layers)
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
+def mask_windows(config: Config, both: bool) -> list[int | None]:
+    """The windows of the masks that the model makes, in order: one where all layers are alike, else full, then sliding."""
+    windows = layer_windows(config)
+    if getattr(config, "layer_types", None) is None:
+        return windows[:1]
+    return [None, config.sliding_window] if both or any(kind == "sliding_attention" for kind in config.layer_types) else [None]
+
+
 class LlamaForCausalLM(CausalLM):
-    def __init__(self, build: Build, config: Config, run: Run, **attn: bool) -> None:
-        self.loss = run.loss
-        self.model = LlamaModel(build, config, run, **attn)
+    """`model`, a head without bias (`tie_word_embeddings`: the embedding's weight), the loss. `post`: what happens to the logits."""
+
+    def __init__(self, build: Build, config: Config, run: Run, model: LlamaModel, post: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.loss, self.post = run.loss, post
+        self.model = model
         self.lm_head = Linear(build, config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             build.tied(self.lm_head, "weight", self.model.embed_tokens.weight)
 
     def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         hidden_states = self.model(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
+        return head_and_loss(self.lm_head, hidden_states, labels, self.loss, self.post)
 
 
-_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def llama_like(build: Build, config: Config, run: Run, **attn: Any) -> CausalLM:
+    """A model of Llama's layers; `attn`: options of their attention."""
+    return LlamaForCausalLM(build, config, run, LlamaModel(build, config, run, lambda _: llama_layer(build, config, run, **attn)))
 
 
 def _llama(build: Build, config: Config, run: Run) -> CausalLM:
-    return LlamaForCausalLM(build, config, run, bias=config.attention_bias, out_bias=config.attention_bias, qk_norm=False)
+    return llama_like(build, config, run, bias=config.attention_bias, out_bias=config.attention_bias)
 
 
 def _mistral(build: Build, config: Config, run: Run) -> CausalLM:
-    return LlamaForCausalLM(build, config, run, bias=False, out_bias=False, qk_norm=False)
+    return llama_like(build, config, run)
 
 
 def _qwen2(build: Build, config: Config, run: Run) -> CausalLM:
-    return LlamaForCausalLM(build, config, run, bias=True, out_bias=False, qk_norm=False)
+    return llama_like(build, config, run, bias=True)
 
 
 def _qwen3(build: Build, config: Config, run: Run) -> CausalLM:
-    return LlamaForCausalLM(build, config, run, bias=config.attention_bias, out_bias=config.attention_bias, qk_norm=True)
+    return llama_like(build, config, run, bias=config.attention_bias, out_bias=config.attention_bias, qk_norm=True)
 
 
 FAMILIES = (
-    Family("llama", _llama, {}, _LINEAR, _ATTENTION),
-    Family("mistral", _mistral, {}, _LINEAR, _ATTENTION),
-    Family("qwen2", _qwen2, {}, _LINEAR, _ATTENTION),
-    Family("qwen3", _qwen3, {}, _LINEAR, _ATTENTION),
+    Family("llama", _llama, {}, LINEAR, ATTENTION),
+    Family("mistral", _mistral, {}, LINEAR, ATTENTION),
+    Family("qwen2", _qwen2, {}, LINEAR, ATTENTION),
+    Family("qwen3", _qwen3, {}, LINEAR, ATTENTION),
 )

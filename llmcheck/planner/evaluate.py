@@ -1,0 +1,238 @@
+"""One recipe on one cluster: memory of rank 0 and of the worst rank, host memory, step time, verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+from llmcheck.planner.findings import findings
+from llmcheck.planner.plan import Plan
+from llmcheck.steptime.model import estimate as estimate_time
+from llmcheck.steptime.shape import Shape, read_shape
+from llmcheck.types import (
+    ClusterSpec,
+    HostEstimate,
+    MemoryEstimate,
+    ModelSpec,
+    RankEstimate,
+    StepTime,
+    TrainingRecipe,
+    Verdict,
+)
+from llmcheck.units import gib, round_up
+
+# Half-width of the band of simulated memory, by evidence: the bars that benchmarks/ hold on rows the simulation has not seen (2 % of
+# reserved and process memory). Kernels that were not measured differ in workspaces of a few hundred MiB; a stand-in is built to
+# overestimate.
+ERROR_FRACTIONS = {"simulated-measured-kernels": 0.02, "simulated-unmeasured-kernels": 0.04, "conservative-stand-in": 0.15}
+
+
+class Simulate(Protocol):
+    """Device memory of one rank: :func:`llmcheck.shadow.run.simulate_rank`."""
+
+    def __call__(self, model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, *, rank: int = 0) -> RankEstimate:
+        """Simulate `rank`."""
+
+
+class Tools(NamedTuple):
+    """The parts that the planner asks. Tests put their own in place."""
+
+    simulate: Simulate
+    host: Callable[[ModelSpec, TrainingRecipe, ClusterSpec], HostEstimate]
+    complete: Callable[[ModelSpec, TrainingRecipe, ClusterSpec], TrainingRecipe]  # writes `recipe.deepspeed`
+    worst_rank: Callable[[ModelSpec, TrainingRecipe, ClusterSpec], int]
+
+    @staticmethod
+    def real() -> Tools:
+        """The simulation, the host model and DeepSpeed's configuration, imported when first needed."""
+        from llmcheck.host import estimate as host
+        from llmcheck.shadow.run import simulate_rank
+
+        return Tools(simulate_rank, host, complete, worst_rank)
+
+
+def complete(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> TrainingRecipe:
+    """`recipe` with DeepSpeed's complete configuration; one that is there already stays."""
+    if recipe.deepspeed:
+        return recipe
+    from llmcheck.dsconfig import complete as complete_config
+    from llmcheck.dsconfig import hidden_size_of
+
+    return replace(recipe, deepspeed=complete_config(recipe, world_size=cluster.num_gpus, hidden_size=hidden_size_of(model)))
+
+
+def worst_rank(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> int:
+    """The rank that needs most. Stages 1 and 2 cut one flat buffer, so a rank may touch a large parameter that others do not.
+
+    A rank's gradients are those of all parameters that touch its partition (2 bytes an element), and the norm copies its largest
+    piece to fp64: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py, get_flat_partition and get_grad_norm_direct.
+    """
+    ranks = cluster.num_gpus
+    if ranks == 1 or recipe.zero_stage not in (1, 2):
+        return 0
+    from llmcheck.host import parameters_of
+
+    sizes = [p.numel for p in parameters_of(model, recipe) if p.trainable]
+    part = round_up(sum(sizes), 2 * ranks) // ranks
+    touched, largest = [0] * ranks, [0] * ranks
+    start = 0
+    for size in sizes:
+        end = start + size
+        for rank in range(start // part, min(ranks - 1, (end - 1) // part) + 1):
+            touched[rank] += size
+            largest[rank] = max(largest[rank], min(end, (rank + 1) * part) - max(start, rank * part))
+        start = end
+    return max(range(ranks), key=lambda rank: (2 * touched[rank] + 8 * largest[rank], -rank))
+
+
+class Checked(NamedTuple):
+    """What a search knows of a recipe: the worst rank's memory, the time, the verdict."""
+
+    recipe: TrainingRecipe
+    worst: RankEstimate
+    host: HostEstimate
+    time: StepTime
+    verdict: Verdict
+    why: str  # why it is tight or does not fit; empty when it fits
+
+
+class Evaluator:
+    """Evaluates recipes of one model on one cluster, each simulation once."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        cluster: ClusterSpec,
+        *,
+        tools: Tools | None = None,
+        num_samples: int | None = None,
+        num_tokens: int | None = None,
+    ) -> None:
+        self.model, self.cluster = model, cluster
+        self.tools = tools or Tools.real()
+        self.shape: Shape = read_shape(model)
+        self.evidence = _evidence(model, cluster)
+        self.error_fraction = ERROR_FRACTIONS[self.evidence]
+        self._amount = (num_samples, num_tokens)
+        self._ranks: dict[str, RankEstimate] = {}
+        self._checked: dict[str, Checked] = {}
+        self.num_simulations = 0
+
+    def time(self, recipe: TrainingRecipe) -> StepTime:
+        """Step time of `recipe`."""
+        samples, tokens = self._amount
+        return estimate_time(self.model, recipe, self.cluster, shape=self.shape, num_samples=samples, num_tokens=tokens)
+
+    def check(self, recipe: TrainingRecipe) -> Checked:
+        """Simulate the worst rank of `recipe` and judge it."""
+        recipe = self.tools.complete(self.model, recipe, self.cluster)
+        key = repr(recipe)
+        if key not in self._checked:
+            worst = self._simulate(recipe, self.tools.worst_rank(self.model, recipe, self.cluster))
+            host = self.tools.host(self.model, recipe, self.cluster)
+            verdict, why = self.judge(worst, host)
+            self._checked[key] = Checked(recipe, worst, host, self.time(recipe), verdict, why)
+        return self._checked[key]
+
+    @property
+    def checked(self) -> tuple[Checked, ...]:
+        """Every recipe checked so far, in order."""
+        return tuple(self._checked.values())
+
+    def plan(self, recipe: TrainingRecipe) -> Plan:
+        """The whole plan of `recipe`, rank 0 included, with its findings."""
+        checked = self.check(recipe)
+        recipe, worst = checked.recipe, checked.worst
+        rank0 = worst if worst.rank == 0 else self._simulate(recipe, 0)
+        verdict, why = checked.verdict, checked.why
+        if worst.required_bytes < rank0.required_bytes:
+            worst = rank0  # the guess at the worst rank was wrong
+            verdict, why = self.judge(worst, checked.host)
+        memory = MemoryEstimate(
+            rank0=rank0,
+            worst=worst,
+            host=checked.host,
+            evidence=self.evidence,
+            error_fraction=self.error_fraction,
+            assumptions=_assumptions(recipe),
+            not_checked=_not_checked(self.cluster),
+        )
+        plan = Plan(
+            model=self.model,
+            cluster=self.cluster,
+            recipe=recipe,
+            memory=memory,
+            time=checked.time,
+            verdict=verdict,
+            reasons=(why,) if why else (),
+        )
+        return replace(plan, findings=findings(plan, self.shape))
+
+    def judge(self, worst: RankEstimate, host: HostEstimate) -> tuple[Verdict, str]:
+        """The verdict over GPU and host memory, and why it is not "fits"."""
+        memory = self.cluster.gpu.memory_bytes
+        if worst.out_of_memory is not None:
+            oom = worst.out_of_memory
+            lacking = max(worst.required_bytes - memory, 0)
+            where = f"{oom.phase}: a request of {gib(oom.requested_bytes)} for {oom.category} fails"
+            return "does-not-fit", f"needs {gib(worst.required_bytes)} per GPU, {gib(lacking)} more than there is ({where})"
+        node = self.cluster.host_memory_bytes
+        if node is not None and max(host.host_bytes_per_node, host.load_peak_bytes_per_node) > node:
+            need = max(host.host_bytes_per_node, host.load_peak_bytes_per_node)
+            return "does-not-fit", f"needs {gib(need)} of host memory per node, which has {gib(node)}"
+        if worst.required_bytes > memory:
+            return "does-not-fit", f"needs {gib(worst.required_bytes)} per GPU, {gib(worst.required_bytes - memory)} more than there is"
+        margin = memory - worst.required_bytes
+        if margin < self.error_fraction * worst.required_bytes:
+            return "tight", f"the margin of {gib(margin)} is inside the error band of ±{100 * self.error_fraction:.0f} %"
+        if worst.num_alloc_retries > 0 or worst.process_bytes > memory:
+            return "tight", "the allocator runs only by giving memory back and taking it again, which is slow and depends on versions"
+        return "fits", ""
+
+    def _simulate(self, recipe: TrainingRecipe, rank: int) -> RankEstimate:
+        key = f"{rank} {recipe!r}"
+        if key not in self._ranks:
+            self.num_simulations += 1
+            self._ranks[key] = self.tools.simulate(self.model, recipe, self.cluster, rank=rank)
+        return self._ranks[key]
+
+
+def evaluate(
+    model: ModelSpec,
+    recipe: TrainingRecipe,
+    cluster: ClusterSpec,
+    *,
+    tools: Tools | None = None,
+    num_samples: int | None = None,
+    num_tokens: int | None = None,
+) -> Plan:
+    """The plan of exactly `recipe`: nothing is searched."""
+    return Evaluator(model, cluster, tools=tools, num_samples=num_samples, num_tokens=num_tokens).plan(recipe)
+
+
+def _evidence(model: ModelSpec, cluster: ClusterSpec) -> str:  # narrowed below: the literals of MemoryEstimate
+    if not model.family_known:
+        return "conservative-stand-in"
+    return "simulated-measured-kernels" if cluster.gpu.kernels_measured else "simulated-unmeasured-kernels"
+
+
+def _assumptions(recipe: TrainingRecipe) -> tuple[str, ...]:
+    out = [
+        "torch 2.11, transformers 5.17, DeepSpeed 0.19.8; every sequence has the full length",
+        "labels and an attention mask of ones are passed, no key-value cache",
+    ]
+    if recipe.checkpointing:
+        out.append("checkpointing is non-reentrant, one segment per layer")
+    if recipe.lora is not None:
+        out.append(f"adapters of rank {recipe.lora.rank} on {recipe.lora.targets}, in the model's number format")
+    return tuple(out)
+
+
+def _not_checked(cluster: ClusterSpec) -> tuple[str, ...]:
+    out = ["other programs on the GPU", "evaluation and generation during training"]
+    if cluster.num_gpus > 1:
+        out.insert(0, "NCCL's own buffers")
+    if cluster.host_memory_bytes is None:
+        out.append("host memory of the node (say --host-memory)")
+    return tuple(out)
