@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 if sys.version_info >= (3, 11):
@@ -12,13 +12,14 @@ else:  # pragma: no cover - exercised by the 3.10 job only
     import tomli as tomllib
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: str | PathLike[str]) -> dict[str, Any]:
     """The document at `path`. Raises ``tomllib.TOMLDecodeError`` or ``OSError``."""
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         document: dict[str, Any] = tomllib.load(file)
     return document
 
 
 def loads(text: str) -> dict[str, Any]:
     """The document in `text`. Raises ``tomllib.TOMLDecodeError``."""
-    return tomllib.loads(text)
+    document: dict[str, Any] = tomllib.loads(text)
+    return document

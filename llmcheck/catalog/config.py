@@ -92,8 +92,8 @@ def spec_of_fields(
     config = complete(data, raw, where) if data is not None else {}
     known = families.get(family) is not None and bool(config)
     if not known:
-        # The completed fields stay: they are true; the stand-in's names are those that the generic layer reads.
-        config = {**config, **stand_in(config or raw, family, where)}
+        # What the configuration class says is true and wins; the stand-in adds the names that the generic layer reads.
+        config = {**stand_in(config or raw, family, where), **config}
         notes = (*notes, f"the layer of family {family!r} is not modelled: the estimate is that of a conservative stand-in")
     if num_params is None:
         num_params = families.num_params(family, config) if known else stand_in_num_params(config)
@@ -116,7 +116,10 @@ def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], st
         raise _wrong("model_type", outer, "a string", where)
     if isinstance(outer, str) and (outer in NOT_CAUSAL or (raw.get("is_encoder_decoder") is True and part is None)):
         raise UserError(
-            f"{outer!r} is not a causal language model", code="config", where=where, hint="llmcheck plans decoder-only models (…ForCausalLM)"
+            f"{outer!r} is not a causal language model",
+            code="config",
+            where=where,
+            hint="llmcheck plans decoder-only models (…ForCausalLM)",
         )
     if part is None and outer in TEXT_FAMILIES and outer not in SAME_LAYERS:
         part = {}
@@ -126,7 +129,10 @@ def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], st
             raise UserError("the text part of the model configuration names no family", code="config", where=f"{where}: model_type")
         # What concerns the head stands outside in some files.
         outside = {key: raw[key] for key in ("tie_word_embeddings", "vocab_size") if key in raw and key not in part}
-        notes = (f"text part of a {outer or 'multimodal'} model: its other parts (vision, audio, projector) are not in the estimate", *notes)
+        notes = (
+            f"text part of a {outer or 'multimodal'} model: its other parts (vision, audio, projector) are not in the estimate",
+            *notes,
+        )
         return {**outside, **part}, SAME_LAYERS.get(inner, inner), notes
     if outer is None:
         raise UserError(
@@ -172,16 +178,19 @@ def complete(data: FamilyData, raw: Mapping[str, Any], where: str) -> dict[str, 
 
 
 def stand_in(raw: Mapping[str, Any], family: str, where: str) -> dict[str, Any]:
-    """Fields of a layer at least as large as an unknown family's: gated MLP, biases, untied head. Raises UserError without the basic four."""
+    """A layer at least as large as an unknown family's: gated MLP, biases, untied head. Raises UserError without the basic four."""
     fields: dict[str, Any] = {}
     for name, others in {**BASIC_FIELDS, **MORE_FIELDS}.items():
         value = next((raw[other] for other in others if raw.get(other) is not None), None)
         if value is None and name in BASIC_FIELDS:
             near = did_you_mean(family, _families())
             raise UserError(
-                f"llmcheck does not know the model family {family!r}, and its configuration lacks {name}", code="unknown-family", where=where,
-                why="without hidden size, layers, heads and vocabulary not even a stand-in can be built", hint=near or "is it a decoder?",
-            )  # fmt: skip
+                f"llmcheck does not know the model family {family!r}, and its configuration lacks {name}",
+                code="unknown-family",
+                where=where,
+                why="without hidden size, layers, heads and vocabulary not even a stand-in can be built",
+                hint=near or "is it a decoder?",
+            )
         if value is not None:
             problem = _problem(name, value[0] if isinstance(value, list) and value else value, 1)
             if problem:
@@ -195,9 +204,8 @@ def stand_in(raw: Mapping[str, Any], family: str, where: str) -> dict[str, Any]:
     if not fields["num_experts"]:
         fields.pop("moe_intermediate_size", None)
     act = raw.get("hidden_act", "silu")
-    return {
-        **fields, "hidden_act": act if isinstance(act, str) else "silu", "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True,
-    }  # fmt: skip
+    fields["hidden_act"] = act if isinstance(act, str) else "silu"
+    return {**fields, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
 
 
 def stand_in_num_params(config: Mapping[str, Any]) -> int:
@@ -232,13 +240,14 @@ def _notes(raw: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"the checkpoint is quantised ({kind}{size}): the estimate is for weights in the precision of the recipe",)
 
 
+# Whole numbers that must be at least 1.
 _SHAPE = frozenset(
-    "hidden_size n_embd d_model num_hidden_layers n_layer n_layers num_layers num_attention_heads n_head n_heads num_heads num_key_value_heads "
-    "num_kv_heads multi_query_group_num vocab_size padded_vocab_size intermediate_size ffn_hidden_size ffn_dim n_inner head_dim kv_channels "
-    "moe_intermediate_size word_embed_proj_dim max_position_embeddings n_positions max_seq_len seq_length expansion_ratio kv_lora_rank "
-    "qk_nope_head_dim v_head_dim num_experts_per_tok linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads "
-    "linear_conv_kernel_dim".split()
-)  # whole numbers that must be at least 1
+    "hidden_size n_embd d_model num_hidden_layers n_layer n_layers num_layers num_attention_heads n_head n_heads num_heads "
+    "num_key_value_heads num_kv_heads multi_query_group_num vocab_size padded_vocab_size intermediate_size ffn_hidden_size ffn_dim n_inner "
+    "head_dim kv_channels moe_intermediate_size word_embed_proj_dim max_position_embeddings n_positions max_seq_len seq_length "
+    "expansion_ratio kv_lora_rank qk_nope_head_dim v_head_dim num_experts_per_tok linear_key_head_dim linear_value_head_dim "
+    "linear_num_key_heads linear_num_value_heads linear_conv_kernel_dim".split()
+)
 _MANY = {"num_hidden_layers": 1 << 13, "n_layer": 1 << 13, "n_layers": 1 << 13, "num_layers": 1 << 13}
 _MAX_SHAPE = 1 << 27  # 50 times the widest embedding known; products stay far below what Python shows at a glance
 _MAX_COUNT = 1 << 40

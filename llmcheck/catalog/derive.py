@@ -23,13 +23,18 @@ def first(values: Given, names: tuple[str, ...]) -> Any:
 
 
 def derived(data: FamilyData, values: Values, given: Given) -> Values:
-    """`values` with every None that the class fills filled, window patterns spelt out per layer, and rotary parameters as transformers 5 has them."""
+    """`values` with each None that the class fills filled, windows spelt out per layer, and rotary parameters as in transformers 5."""
     out = dict(values)
     hidden, heads = first(out, _HIDDEN), first(out, _HEADS)
     for name in _KV_HEADS:
         if name in out and out[name] is None:
             out[name] = heads
-    for name, value in (("n_inner", 4 * hidden), ("intermediate_size", 4 * hidden), ("ffn_hidden_size", 4 * hidden), ("word_embed_proj_dim", hidden)):
+    for name, value in (
+        ("n_inner", 4 * hidden),
+        ("intermediate_size", 4 * hidden),
+        ("ffn_hidden_size", 4 * hidden),
+        ("word_embed_proj_dim", hidden),
+    ):
         if name in out and out[name] is None:
             out[name] = value
     if out.get("mlp_only_layers", ()) is None:
@@ -46,42 +51,48 @@ def derived(data: FamilyData, values: Values, given: Given) -> Values:
     if pattern is not None and out["layer_types"] is None:
         out["layer_types"] = [pattern(out, given, index) for index in range(first(out, _LAYERS))]
     if data.rope:
-        out["rope_parameters"] = _rope(data, out, given)
+        out["rope_parameters"] = _rope(data, given)
     return out
 
 
 # --- one family each ---------------------------------------------------------------------------------------------------------------
 
 
-def _bigcode(out: Values, given: Given) -> None:
+def _bigcode(out: Values, _given: Given) -> None:
     out["num_key_value_heads"] = 1 if out["multi_query"] else out["n_head"]
 
 
-def _falcon(out: Values, given: Given) -> None:
+def _falcon(out: Values, _given: Given) -> None:
     out["num_key_value_heads"] = out["num_kv_heads"] if out["new_decoder_architecture"] or not out["multi_query"] else 1
 
 
 def _no_window(value: Any) -> Callable[[Values, Given], None]:
-    def switch_off(out: Values, given: Given) -> None:
+    def switch_off(out: Values, _given: Given) -> None:
         if not out["use_sliding_window"]:
             out["sliding_window"] = value
 
     return switch_off
 
 
-def _smollm3(out: Values, given: Given) -> None:
+def _smollm3(out: Values, _given: Given) -> None:
     if out["no_rope_layers"] is None:
         every = max(1, out["no_rope_layer_interval"])
         out["no_rope_layers"] = [int((index + 1) % every != 0) for index in range(out["num_hidden_layers"])]
 
 
-def _gpt_neo(out: Values, given: Given) -> None:
+def _gpt_neo(out: Values, _given: Given) -> None:
     types = out["attention_types"]
     if types is None:
         out["attention_types"] = types = [[["global", "local"], 12]]
     layers: list[str] = []
     for item in types if isinstance(types, (list, tuple)) else ():
-        if isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], list) and isinstance(item[1], int) and item[1] < 1 << 13:
+        if (
+            isinstance(item, (list, tuple))
+            and len(item) == 2
+            and isinstance(item[0], list)
+            and isinstance(item[1], int)
+            and item[1] < 1 << 13
+        ):
             layers += [str(kind) for kind in item[0][:16]] * item[1]
     out["attention_layers"] = layers
 
@@ -94,22 +105,22 @@ def _mpt(out: Values, given: Given) -> None:
     out["num_key_value_heads"] = out["n_heads"]
 
 
-def _lfm2(out: Values, given: Given) -> None:
+def _lfm2(out: Values, _given: Given) -> None:
     if out["full_attn_idxs"] is None and out["layer_types"] is None:
         out["full_attn_idxs"] = list(range(out["num_hidden_layers"]))
 
 
-def _glm4_moe_lite(out: Values, given: Given) -> None:
+def _glm4_moe_lite(out: Values, _given: Given) -> None:
     if out["mlp_layer_types"] is None:
         out["mlp_layer_types"] = ["dense"] + ["sparse"] * (out["num_hidden_layers"] - 1)
 
 
-def _exaone4(out: Values, given: Given) -> None:
+def _exaone4(out: Values, _given: Given) -> None:
     if out["sliding_window"] is None:
         out["sliding_window_pattern"] = 0
 
 
-def _gemma3(out: Values, given: Given) -> None:
+def _gemma3(out: Values, _given: Given) -> None:
     if out["use_bidirectional_attention"] is True:
         out["sliding_window"] = out["sliding_window"] // 2 + 1
 
@@ -123,25 +134,39 @@ def _baichuan(out: Values, given: Given) -> None:
         out["max_position_embeddings"] = given["model_max_length"]
 
 
-def _chatglm(out: Values, given: Given) -> None:
+def _chatglm(out: Values, _given: Given) -> None:
     out["num_key_value_heads"] = out["multi_query_group_num"] if out["multi_query_attention"] else out["num_attention_heads"]
     out["head_dim"] = out["kv_channels"]
 
 
-def _qwen1(out: Values, given: Given) -> None:
+def _qwen1(out: Values, _given: Given) -> None:
     out["head_dim"] = out["kv_channels"]
     out["num_key_value_heads"] = out["num_attention_heads"]
 
 
-def _internlm(out: Values, given: Given) -> None:
+def _internlm(out: Values, _given: Given) -> None:
     out["num_key_value_heads"] = out["num_attention_heads"]
 
 
 _SPECIAL: dict[str, Callable[[Values, Given], None]] = {
-    "baichuan": _baichuan, "chatglm": _chatglm, "exaone4": _exaone4, "falcon": _falcon, "gemma3_text": _gemma3, "glm4_moe_lite": _glm4_moe_lite,
-    "gpt_bigcode": _bigcode, "gpt_neo": _gpt_neo, "internlm": _internlm, "lfm2": _lfm2, "mpt": _mpt, "qwen": _qwen1, "qwen2": _no_window(None),
-    "qwen2_moe": _no_window(0), "qwen3": _no_window(None), "qwen3_moe": _no_window(None), "smollm3": _smollm3,
-}  # fmt: skip
+    "baichuan": _baichuan,
+    "chatglm": _chatglm,
+    "exaone4": _exaone4,
+    "falcon": _falcon,
+    "gemma3_text": _gemma3,
+    "glm4_moe_lite": _glm4_moe_lite,
+    "gpt_bigcode": _bigcode,
+    "gpt_neo": _gpt_neo,
+    "internlm": _internlm,
+    "lfm2": _lfm2,
+    "mpt": _mpt,
+    "qwen": _qwen1,
+    "qwen2": _no_window(None),
+    "qwen2_moe": _no_window(0),
+    "qwen3": _no_window(None),
+    "qwen3_moe": _no_window(None),
+    "smollm3": _smollm3,
+}
 
 
 # --- which layers look through a window -----------------------------------------------------------------------------------------------
@@ -152,7 +177,7 @@ FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention
 def _every(number: int, other: str = SLIDING, key: str = "sliding_window_pattern") -> Callable[[Values, Given, int], str]:
     """Every `number`-th layer is full (the configuration may say another number), the others are `other`."""
 
-    def kind(out: Values, given: Given, index: int) -> str:
+    def kind(_out: Values, given: Given, index: int) -> str:
         value = given.get(key)
         every = value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else number
         return other if (index + 1) % every else FULL
@@ -160,31 +185,31 @@ def _every(number: int, other: str = SLIDING, key: str = "sliding_window_pattern
     return kind
 
 
-def _late_window(out: Values, given: Given, index: int) -> str:
+def _late_window(out: Values, _given: Given, index: int) -> str:
     return SLIDING if out["sliding_window"] is not None and index >= out["max_window_layers"] else FULL
 
 
-def _qwen2_moe_window(out: Values, given: Given, index: int) -> str:
+def _qwen2_moe_window(out: Values, _given: Given, index: int) -> str:
     return SLIDING if out["use_sliding_window"] and (index + 1) % 2 and index < out["max_window_layers"] else FULL
 
 
-def _exaone4_window(out: Values, given: Given, index: int) -> str:
+def _exaone4_window(out: Values, _given: Given, index: int) -> str:
     every = out["sliding_window_pattern"]
     if isinstance(every, str):  # "LLLG"
         return SLIDING if every and every[index % len(every)] == "L" else FULL
     return SLIDING if every and (index + 1) % every else FULL
 
 
-def _ministral_window(out: Values, given: Given, index: int) -> str:
+def _ministral_window(out: Values, _given: Given, _index: int) -> str:
     return FULL if out["sliding_window"] is None else SLIDING
 
 
-def _smollm3_window(out: Values, given: Given, index: int) -> str:
+def _smollm3_window(out: Values, _given: Given, index: int) -> str:
     rotary = index < len(out["no_rope_layers"]) and out["no_rope_layers"][index]
     return SLIDING if out["use_sliding_window"] and out["sliding_window"] is not None and not rotary else FULL
 
 
-def _lfm2_kind(out: Values, given: Given, index: int) -> str:
+def _lfm2_kind(out: Values, _given: Given, index: int) -> str:
     return FULL if index in out["full_attn_idxs"] else "conv"
 
 
@@ -199,7 +224,7 @@ _PATTERNS: dict[str, Callable[[Values, Given, int], str]] = {
 # --- rotary embedding -------------------------------------------------------------------------------------------------------------------
 
 
-def _rope(data: FamilyData, out: Values, given: Given) -> Values:
+def _rope(data: FamilyData, given: Given) -> Values:
     """``rope_parameters`` as transformers 5 holds them, from either version's fields."""
     written = given.get("rope_parameters") or {}
     scaling = given.get("rope_scaling") or {}
@@ -219,10 +244,17 @@ def _rope(data: FamilyData, out: Values, given: Given) -> Values:
     # A configuration that scales or gives its own parameters replaces the class's, all but the base and the rotary share.
     kept = ("rope_theta", "partial_rotary_factor")
     out_rope = {k: v for k, v in data.rope.items() if k in kept or not (scaling or written)}
-    for name, keys in (("rope_theta", ("rope_theta", "rotary_emb_base")), ("partial_rotary_factor", ("partial_rotary_factor", "rotary_pct"))):
-        out_rope |= {name: given[key] for key in keys if given.get(key) is not None}
+    for key in ("rotary_emb_base", "rope_theta"):
+        if given.get(key) is not None:
+            out_rope["rope_theta"] = given[key]
+    for key in ("rotary_pct", "partial_rotary_factor"):
+        if given.get(key) is not None:
+            out_rope["partial_rotary_factor"] = given[key]
     out_rope |= {k: v for k, v in (scaling or written).items() if v is not None}
-    out_rope.setdefault("rope_type", out_rope.pop("type", None) or ("yarn" if "beta_fast" in out_rope else "llama3" if "low_freq_factor" in out_rope else "default"))
+    out_rope.setdefault(
+        "rope_type",
+        out_rope.pop("type", None) or ("yarn" if "beta_fast" in out_rope else "llama3" if "low_freq_factor" in out_rope else "default"),
+    )
     return out_rope
 
 
@@ -234,7 +266,11 @@ def rope_problems(given: Given) -> list[str]:
         if value is not None and (not isinstance(value, Mapping) or len(value) > 64):
             problems.append(f"{key} is not a small object")
         elif value is not None:
-            problems += [f"{key}.{k} is not an object" for k in ("full_attention", "sliding_attention") if not isinstance(value.get(k, {}), (Mapping, type(None)))]
+            problems += [
+                f"{key}.{k} is not an object"
+                for k in ("full_attention", "sliding_attention")
+                if not isinstance(value.get(k, {}), (Mapping, type(None)))
+            ]
             problems += [p for k in ("rope_theta", "factor", "partial_rotary_factor") for p in _number(f"{key}.{k}", value.get(k))]
     for key in ("rope_theta", "rotary_emb_base", "partial_rotary_factor", "rotary_pct", "rope_local_base_freq"):
         problems += _number(key, given.get(key))

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from llmcheck.catalog.config import read_config
-from llmcheck.errors import CouldNotCheckError, UserError
+from llmcheck.errors import UserError
 
 FILE = "config.json"
 TIMEOUT_S = 10.0  # of one request; the whole is a few requests for 1 KB
@@ -15,12 +15,12 @@ TIMEOUT_S = 10.0  # of one request; the whole is a few requests for 1 KB
 def fetch_config(hub_id: str, *, allow_network: bool, near: str = "") -> tuple[dict[str, Any], str]:
     """(config, source URL) of a Hub id: the cached copy, else the Hub's. `near` is a hint for a miss.
 
-    Raises UserError for an id that the Hub does not have or that needs a licence accepted; CouldNotCheckError when it could not be asked.
+    Raises UserError: the Hub does not have it, it needs a licence accepted, or the Hub could not be asked.
     """
     path = cached_config(hub_id)
     if path is None:
         if not allow_network or offline():
-            raise _not_asked(hub_id, "no cached copy, and the network is not to be used (HF_HUB_OFFLINE)", near)
+            raise _not_asked(hub_id, "there is no cached copy, and the network is not to be used (HF_HUB_OFFLINE)", near)
         path = _download(hub_id, near)
     return read_config(path), f"https://huggingface.co/{hub_id}/blob/main/{FILE}"
 
@@ -53,11 +53,19 @@ def cached_config(hub_id: str) -> str | None:
 def _download(hub_id: str, near: str) -> str:
     try:
         # Heavy (0.3 s) and optional: only here, where the network is asked anyway.
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
     except ImportError as reason:
-        raise _not_asked(hub_id, "it is not in the catalogue, and huggingface_hub is not installed", near) from reason
+        raise _not_asked(hub_id, "huggingface_hub is not installed", near) from reason
     try:
+        # One question first: the download by itself tries for half a minute, and complains on stderr, before it says "no network".
+        get_hf_file_metadata(hf_hub_url(hub_id, FILE), timeout=TIMEOUT_S)
         path: str = hf_hub_download(hub_id, FILE, etag_timeout=TIMEOUT_S)
     except GatedRepoError as reason:
         raise UserError(
@@ -66,18 +74,32 @@ def _download(hub_id: str, near: str) -> str:
         ) from reason  # fmt: skip
     except (RepositoryNotFoundError, HFValidationError) as reason:
         raise UserError(
-            f"unknown model {hub_id!r}", code="unknown-model", where="--model", why="neither the catalogue nor the Hub has it (or it is private)",
+            f"unknown model {hub_id!r}",
+            code="unknown-model",
+            where="--model",
+            why="neither the catalogue nor the Hub has it (or it is private)",
             hint=near or "`llmcheck models` lists the names",
-        ) from reason  # fmt: skip
+        ) from reason
+    except LocalEntryNotFoundError as reason:  # a kind of EntryNotFoundError that means: no network, no cached copy
+        raise _not_asked(hub_id, "the Hub could not be reached", near) from reason
     except EntryNotFoundError as reason:
         raise UserError(
-            f"{hub_id} has no config.json", code="unknown-model", where="--model", hint="is it a transformers model? GGUF and adapters have none"
+            f"{hub_id} has no config.json",
+            code="unknown-model",
+            where="--model",
+            hint="is it a transformers model? GGUF and adapters have none",
         ) from reason
     except Exception as reason:  # the client's transports raise their own kinds; all of them mean that it was not reachable
         raise _not_asked(hub_id, f"the Hub could not be reached ({type(reason).__name__})", near) from reason
     return path
 
 
-def _not_asked(hub_id: str, why: str, near: str) -> CouldNotCheckError:
-    hint = f"download https://huggingface.co/{hub_id}/resolve/main/{FILE} and give its path as --model"
-    return CouldNotCheckError(f"cannot look up the model {hub_id!r}", code="no-hub", where="--model", why=why, hint=f"{near}; or {hint}" if near else hint)
+def _not_asked(hub_id: str, why: str, near: str) -> UserError:
+    way_out = f"download https://huggingface.co/{hub_id}/resolve/main/{FILE} and give its path as --model"
+    return UserError(
+        f"the model {hub_id!r} is not in the catalogue, and the Hub was not asked",
+        code="no-hub",
+        where="--model",
+        why=why,
+        hint=f"{near}; or {way_out}" if near else way_out,
+    )

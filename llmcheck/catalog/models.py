@@ -70,7 +70,8 @@ def find_model(name_or_path: str, *, allow_network: bool = True) -> ModelSpec:
         return _from_hub(name, allow_network)
     raise UserError(
         f"unknown model {_shown(name)}", code="unknown-model", where="--model",
-        hint=(did_you_mean(name, known_names()) or "`llmcheck models` lists the names") + " A config.json's path or a Hub id will do, too.",
+        hint=(did_you_mean(name, known_names()).rstrip("?") or "`llmcheck models` lists the names")
+        + "; a folder, a config.json or a Hub id will do, too",
     )  # fmt: skip
 
 
@@ -201,16 +202,30 @@ def _match(name: str) -> _Match | None:
     return None
 
 
+def _without_ending(name: str) -> str:
+    """`name` squeezed, less the endings that do not tell shapes apart."""
+    parts = plain(name).split("-")
+    while len(parts) > 1 and parts[-1] in ENDINGS:
+        parts.pop()
+    return loose("-".join(parts))
+
+
 def _spec(match: _Match) -> ModelSpec:
     entry = _entry(match.block)
     config = {**entry.config, **entry.per_checkpoint.get(match.hub_id or "", {})}
     notes = (match.note,) if match.note else ()
-    if match.spelled != entry.name and loose(match.spelled) != loose(entry.name):
+    if _without_ending(match.spelled) != _without_ending(entry.name):
         notes = (*notes, f"{match.spelled} has the shape of {entry.name}")
     return spec_of_fields(
-        config, entry.family, name=match.spelled, source=entry.source, where=f"catalogue entry {entry.name}", hub_id=match.hub_id, notes=notes,
+        config,
+        entry.family,
+        name=match.spelled,
+        source=entry.source,
+        where=f"catalogue entry {entry.name}",
+        hub_id=match.hub_id,
+        notes=notes,
         num_params=entry.num_params,
-    )  # fmt: skip
+    )
 
 
 def _from_hub(hub_id: str, allow_network: bool) -> ModelSpec:
@@ -236,7 +251,9 @@ def _with_weights(spec: ModelSpec, folder: str) -> ModelSpec:
     difference = _difference(spec, files.shapes)
     if not difference:
         return replace(spec, notes=(*spec.notes, f"safetensors headers agree: {found}"))
-    note = f"safetensors headers differ from config.json: {found}, {human_count(spec.num_params)} ({spec.num_params:,}) expected; {difference}"
+    note = (
+        f"safetensors headers differ from config.json: {found}, {human_count(spec.num_params)} ({spec.num_params:,}) expected; {difference}"
+    )
     return replace(spec, notes=(*spec.notes, note))
 
 
@@ -247,7 +264,7 @@ def _difference(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> str:
     expected = dict(families.parameters(spec.family, spec.config))
     # Checkpoints of the bare model lack the prefix; tied weights may be stored twice; buffers are no parameters.
     prefix = next(iter(expected)).split(".")[0] + "."
-    found = {(name if name in expected or not (prefix + name) in expected else prefix + name): shape for name, shape in shapes.items()}
+    found = {(name if name in expected or (prefix + name) not in expected else prefix + name): shape for name, shape in shapes.items()}
     missing = [name for name in expected if name not in found]
     other = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
     extra = [name for name in found if name not in expected and not _harmless(name, found, spec)]

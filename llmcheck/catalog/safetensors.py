@@ -20,10 +20,14 @@ MAX_SHARDS = 10_000
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 # bytes per element of the types of the format (safetensors/src/tensor.rs); sub-byte types as fractions
-ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4,
-    "F64": 8, "I64": 8, "U64": 8, "C64": 8, "F4": 0.5, "F6_E2M3": 0.75, "F6_E3M2": 0.75,
-}  # fmt: skip
+ITEM_BYTES: Mapping[str, float] = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 0.75),
+    "F4": 0.5,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +73,17 @@ def read_header(path: str) -> dict[str, tuple[str, tuple[int, ...]]]:
             total = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if total < 8 or length > min(MAX_HEADER_BYTES, total - 8):
-                why = "it is shorter than its header says" if total < 8 or length <= MAX_HEADER_BYTES else "its first bytes are not a header's length"
+                why = (
+                    "it is shorter than its header says"
+                    if total < 8 or length <= MAX_HEADER_BYTES
+                    else "its first bytes are not a header's length"
+                )
                 raise _damaged(path, why)
             data = file.read(length)
     except OSError as reason:
-        raise UserError(f"cannot read the weights file: {path}", code="unreadable", where=path, why=reason.strerror or str(reason)) from reason
+        raise UserError(
+            f"cannot read the weights file: {path}", code="unreadable", where=path, why=reason.strerror or str(reason)
+        ) from reason
     header = jsonfile.loads(data, what="header of the weights file", where=path)
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a JSON object")
@@ -98,15 +108,19 @@ def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int,
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _damaged(path, f"the tensor {name[:80]!r} has an unknown type")
-    if not _whole(shape) or len(shape) > 16:
+    sizes, ends = _whole(shape), _whole(offsets)
+    if sizes is None or len(sizes) > 16:
         raise _damaged(path, f"the tensor {name[:80]!r} has no valid shape")
-    if not _whole(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
+    if ends is None or len(ends) != 2 or ends[1] < ends[0]:
         raise _damaged(path, f"the tensor {name[:80]!r} has no valid offsets")
-    return dtype, tuple(shape), offsets[0], offsets[1]
+    return dtype, sizes, ends[0], ends[1]
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 60 for n in value)
+def _whole(value: Any) -> tuple[int, ...] | None:
+    """`value` as a tuple if it is a list of whole numbers below 2^60."""
+    if isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 60 for n in value):
+        return tuple(value)
+    return None
 
 
 def _shards(index: str) -> list[str]:
@@ -118,7 +132,9 @@ def _shards(index: str) -> list[str]:
     # Only files of the folder itself: an index must not make us open anything else.
     bad = next((name for name in names if os.path.basename(name) != name or not name.endswith(".safetensors")), None)
     if bad is not None or len(names) > MAX_SHARDS:
-        raise _damaged(index, f"it names {bad[:80]!r}, which is no weights file beside it" if bad is not None else f"it names {len(names)} files")
+        raise _damaged(
+            index, f"it names {bad[:80]!r}, which is no weights file beside it" if bad is not None else f"it names {len(names)} files"
+        )
     return names
 
 
