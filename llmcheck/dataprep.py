@@ -207,5 +207,5 @@ def _together(times: list[_Times]) -> _Times:
 
 
 def _mean(values: list[float]) -> float:
-    """Geometric: the values are scales."""
-    return math.exp(sum(map(math.log, values)) / len(values)) if min(values) > 0 else 0.0
+    """Geometric, of one or two: the values are scales."""
+    return values[0] if len(values) == 1 else math.sqrt(values[0] * values[1])

@@ -96,6 +96,8 @@ def _checked(value: Any, field: Field, where: str, problems: list[Problem]) -> A
     if value == AUTO or (value is None and field.nullable):
         return value
     kind = field.kind
+    if kind in ("any", "dict", "list"):
+        value = _copied(value)  # "auto" inside is replaced later, and the user's own document must not change
     if kind == "any":
         return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -122,13 +124,20 @@ def _checked(value: Any, field: Field, where: str, problems: list[Problem]) -> A
     return value
 
 
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(part) for key, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list) else value
+
+
 def _unknown(key: str, spec: Section, path: str) -> Problem:
-    hint = did_you_mean(key[:_MAX_SHOWN], [*spec, *(ZERO_SECOND_NAMES if spec is ZERO else ())])
-    home = next((name for name, part in TOP.items() if isinstance(part, dict) and part is not spec and key in part), "")
+    homes = [name for name, part in TOP.items() if isinstance(part, dict) and part is not spec and key in part]
     if spec is not TOP and key in TOP:
         hint = "it belongs at the top level"
-    elif home and not hint:
-        hint = f"it belongs in {home}"
+    elif len(homes) == 1:
+        hint = f"it belongs in {homes[0]}"
+    else:
+        hint = did_you_mean(key[:_MAX_SHOWN], [*spec, *(ZERO_SECOND_NAMES if spec is ZERO else ())])
     ignored = "" if path else "DeepSpeed would ignore it without a word"
     return Problem(f"{path}{key[:_MAX_SHOWN]}", "unknown key", hint, ignored)
 
@@ -179,8 +188,8 @@ def own_conflicts(config: Mapping[str, Any], problems: list[Problem], notes: lis
     if zero.get("compute_grad_norm") is False:
         if stage not in (1, 2):
             problems.append(Problem(f"{at}compute_grad_norm", f"can be false in stages 1 and 2 only; {at}stage is {stage}"))
-        elif (definite(config.get("gradient_clipping")) or 0) > 0:
-            problems.append(Problem(f"{at}compute_grad_norm", f"false excludes gradient_clipping {config['gradient_clipping']:g}"))
+        elif clipping := definite(config.get("gradient_clipping", 1.0)):  # 1.0 is DeepSpeed's own default
+            problems.append(Problem(f"{at}compute_grad_norm", f"false excludes gradient_clipping {clipping:g}", "set it to 0"))
         elif offload != "none":
             problems.append(Problem(f"{at}compute_grad_norm", "false excludes optimizer offload"))
     if zero.get("legacy_stage1") is True:

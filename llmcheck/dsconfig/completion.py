@@ -154,6 +154,7 @@ def resolve(
     user = checking.normalise(user_config or {}, problems, notes)
     if not problems:
         _resolve_autos(user, recipe, world_size, hidden_size, problems, notes)
+        user.setdefault("gradient_clipping", recipe.gradient_clipping)
         zero = user.setdefault("zero_optimization", {})
         zero.setdefault("stage", recipe.zero_stage)
         if "offload_optimizer" not in zero and "offload_param" not in zero:

@@ -129,8 +129,9 @@ class _Rank:
         if not (settings.offload_optimizer.enabled and settings.stage in (1, 2) and self.trainable):
             return
         compact = settings.grad_accum_dtype == "fp32" != settings.precision  # those accumulate on the GPU
-        if settings.grad_accum_steps > 1 and self.master == 4 and not compact:
-            # async_accumulate_grad_in_cpu_via_gpu: a buffer for each parameter that touches the partition, whole
+        if settings.stage == 2 and settings.grad_accum_steps > 1 and self.master == 4 and not compact:
+            # async_accumulate_grad_in_cpu_via_gpu: a buffer for each parameter that touches the partition, whole. Stage 1 accumulates
+            # on the GPU and brings gradients here once.
             start, end = self.partition * self.rank, self.partition * (self.rank + 1)
             for offset, numel in zip(self.offsets, self.flat_numels, strict=True):
                 if offset < end and offset + numel > start:
@@ -157,7 +158,8 @@ class _Rank:
         return offsets, round_up(at, _ALIGNMENT * self.settings.world_size)
 
     def _flatten_through_host(self, numel: int, flat: int) -> None:
-        if self.free_device_bytes is None or self.free_device_bytes >= self.item * flat:
+        free = self.free_device_bytes
+        if free is None or free < 0 or free >= self.item * flat:  # below 0 the model itself does not fit, and nothing gets this far
             return
         parts = self.memory.take(COPIES, self.item * numel)  # param.cpu_data
         whole = self.memory.take(COPIES, self.item * flat)

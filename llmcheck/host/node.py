@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
 from llmcheck.dsconfig import ZeroSettings, complete, hidden_size_of
@@ -17,6 +18,8 @@ from llmcheck.units import MIB, ceil_div
 # median of 1.47 GiB (1.37 to 1.55) as the peak of 50 runs of ZeRO-0 to 2 that keep nothing else in host memory.
 PROCESS_INIT_BYTES = 850 * MIB
 PROCESS_BYTES = 1505 * MIB
+# Of it, pages of libraries that all processes of a node share (RssFile of the same runs, 0.21 to 0.22 GiB).
+PROCESS_SHARED_BYTES = 215 * MIB
 
 FILE_BYTES_PER_PARAM = 2  # published weights are 16-bit
 ADAM_8BIT_BYTES = 2 * (1 + 4 / 256)  # per parameter: two 8-bit moments, one fp32 scale per block of 256 (bitsandbytes 0.50)
@@ -102,22 +105,43 @@ def of_parameters(
 
 
 def parameters_of(model: ModelSpec, recipe: TrainingRecipe) -> tuple[Parameter, ...]:
-    """The parameters of `model` under `recipe`, LoRA adapters included. A family that is not modelled counts as one parameter."""
-    from llmcheck.shadow import families, lora  # only here: `of_parameters` needs no model
+    """The parameters of `model` under `recipe`, LoRA adapters included. A family without a shadow counts as one parameter."""
+    return _parameters(_Shape(model, recipe))
 
-    family = families.get(model.family)
-    if family is None:
-        return (Parameter(model.num_params, recipe.lora is None),)
+
+class _Shape:
+    """Cache key: what the list of parameters depends on. A search asks for the same few again and again."""
+
+    __slots__ = ("key", "model", "recipe")
+
+    def __init__(self, model: ModelSpec, recipe: TrainingRecipe) -> None:
+        self.model, self.recipe = model, recipe
+        self.key = (model.family, model.num_params, repr(sorted(model.config.items(), key=lambda item: item[0])), recipe.lora)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shape) and self.key == other.key
+
+
+@lru_cache(maxsize=32)
+def _parameters(shape: _Shape) -> tuple[Parameter, ...]:
+    from llmcheck.shadow import families, lora  # only here: `of_parameters` needs no model
     from llmcheck.shadow.families.base import Config, Run
     from llmcheck.shadow.module import Build
     from llmcheck.shadow.tensor import Tape, cur
 
+    model, adapters = shape.model, shape.recipe.lora
+    family = families.get(model.family if model.family_known else "llama")  # the stand-in of the simulation
+    if family is None:
+        return (Parameter(model.num_params, adapters is None),)
     cur.reset(Tape())
     try:
-        build = Build(DTYPE_BYTES[recipe.precision])
+        build = Build(2)
         shadow = family.build(build, Config(model.config), Run())
-        if recipe.lora is not None:
-            lora.inject(shadow, recipe.lora, family, build)
+        if adapters is not None:
+            lora.inject(shadow, adapters, family, build)
         return tuple(Parameter(p.numel, p.req) for p in shadow.parameters())
     finally:
         cur.reset(Tape())
@@ -131,8 +155,8 @@ def checkpoint_bytes(parameters: tuple[Parameter, ...], settings: ZeroSettings, 
 
 
 def _ranks_differ(settings: ZeroSettings) -> bool:
-    """Only where gradients accumulate in host memory parameter by parameter: stages 1 and 2 with offload."""
-    return settings.stage in (1, 2) and settings.offload_optimizer.enabled and settings.grad_accum_steps > 1
+    """Only where gradients accumulate in host memory parameter by parameter: stage 2 with offload."""
+    return settings.stage == 2 and settings.offload_optimizer.enabled and settings.grad_accum_steps > 1
 
 
 def _node_peak(memories: list[HostMemory], phase: str, copies: int) -> Snapshot:
@@ -140,13 +164,13 @@ def _node_peak(memories: list[HostMemory], phase: str, copies: int) -> Snapshot:
     found = [memory.peak_of(phase) for memory in memories]
     terms: Counter[str] = Counter()
     for snapshot in found:
-        terms.update(snapshot.terms)
-    return Snapshot(
-        phase,
-        sum(s.total_bytes for s in found) * copies,
-        sum(s.pinned_bytes for s in found) * copies,
-        {k: v * copies for k, v in terms.items()},
-    )
+        terms.update({k: v * copies for k, v in snapshot.terms.items()})
+    terms[PROCESS] -= _shared_bytes(len(memories) * copies)
+    return Snapshot(phase, sum(terms.values()), sum(s.pinned_bytes for s in found) * copies, dict(terms))
+
+
+def _shared_bytes(num_ranks: int) -> int:
+    return (num_ranks - 1) * PROCESS_SHARED_BYTES
 
 
 def _saving(trained: Snapshot, ranks: list[RankHost], parameters: tuple[Parameter, ...], settings: ZeroSettings, copies: int) -> Snapshot:
@@ -161,6 +185,7 @@ def _saving(trained: Snapshot, ranks: list[RankHost], parameters: tuple[Paramete
     for rank in ranks:
         held.update({k: v * copies for k, v in rank.memory.terms.items() if v})
     num_ranks = len(ranks) * copies
+    held[PROCESS] -= _shared_bytes(num_ranks)
     states = 0 if settings.offload_optimizer.enabled else num_ranks * master * ceil_div(flat, settings.partitions)
     if settings.stage == 3:
         states = min(states, num_ranks * master * settings.sub_group_size) if settings.sub_group_size else states
