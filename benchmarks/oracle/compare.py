@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PHASES = {"model": 0, "forward": 1, "backward": 2, "end": 3}
+PHASES = {"model": 0, "forward": 1, "backward": 2, "end": 3, "gc": 4}
 Event = tuple[int, int, str]
 
 
@@ -136,20 +136,20 @@ def _resync(x: list[int], y: list[int], i: int, j: int, window: int, run: int) -
     return rest_x, rest_y
 
 
-def load(path: str | Path, variant: str | None = None) -> dict[str, Any]:
-    """A golden file's content; with `variant` the case of that name, its events expanded to [phase, bytes, tag]."""
+def load(path: str | Path, case: str | None = None) -> dict[str, Any]:
+    """A golden file's content; with `case` that case alone: family, config, params, case, events as [phase, bytes, tag]."""
     data: dict[str, Any] = json.loads(gzip.decompress(Path(path).read_bytes()))
-    if variant is None:
+    if case is None or "cases" not in data:
         return data
-    case = dict(data["cases"][variant])
-    case["events"] = expand(data, case["events"])
-    return case
+    found: dict[str, Any] = {k: data[k] for k in ("family", "config", "versions", "params")} | data["cases"][case]
+    found["events"] = unpack(found["events"], data["tags"])
+    return found
 
 
-def expand(data: dict[str, Any], packed: Sequence[Any]) -> list[list[Any]]:
-    """[phase, bytes, tag] triples of a packed event list (see README: golden files)."""
-    tags = data["tags"]
-    return [[p, n, tags[t]] for p, n, t in packed]
+def unpack(events: dict[str, list[int]], tags: list[str]) -> list[list[Any]]:
+    """[phase, bytes, tag] triples of a packed list: counts per phase, then the columns."""
+    phases = [phase for phase, n in enumerate(events["phases"]) for _ in range(n)]
+    return [[p, b, tags[t]] for p, b, t in zip(phases, events["bytes"], events["tags"], strict=True)]
 
 
 def main() -> int:

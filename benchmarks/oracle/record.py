@@ -3,7 +3,8 @@
 The model runs on the "oracle" device of oracle_device.cpp.  See README.md for what is and is not recorded.
 
     python record.py run CASE.json [-o OUT.json.gz]      one case (a JSON object, see `run_case`)
-    python record.py golden [FAMILY ...]                 all cases of the families (families.json) into tests/golden/oracle/
+    python record.py golden [NAME ...]                   all cases of entries of families.json into tests/golden/oracle/
+    python record.py cuda [NAME ...]                     on a machine with an NVIDIA GPU: the same cases there, compared with the goldens
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
+import traceback
 import types
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # cases are forked: the parent must not start CUDA
+
+import torch
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent.parent / "tests" / "golden" / "oracle"
 SDPA = {"math": 0, "cudnn": 3}
 PHASES = ("model", "forward", "backward", "end", "gc")  # end: `del out, loss`; gc: what only the cycle collector frees
-
-import torch  # noqa: E402
 
 
 def build() -> Path:
@@ -88,44 +93,97 @@ LORA_TARGETS = {
 LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def run_case(lib: ctypes.CDLL, case: dict[str, Any]) -> dict[str, Any]:
-    """Events and parameters of one case.
+class OracleRecorder:
+    """Events of the oracle device."""
 
-    Keys: family, config, batch, seq, attention (eager|sdpa), sdpa (cudnn|math), checkpointing, method (full|lora), lora_r,
-    grads (keep|drop), dtype (bf16|fp16), compute_limit (elements above which an operator is not computed), steps.
+    device = "oracle"
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.lib = start_device()
+        self.lib.oracle_sdpa(SDPA[case["sdpa"]])
+        self.lib.oracle_compute_limit(case["compute_limit"])
+
+    def phase(self, phase: int) -> None:
+        """Events from here on belong to `phase`; -1: they are not recorded."""
+        if phase >= 0:
+            self.lib.oracle_phase(phase)
+        self.lib.oracle_record(int(phase >= 0))
+
+    def events(self) -> list[list[Any]]:
+        with tempfile.NamedTemporaryFile("r") as f:
+            if self.lib.oracle_dump(f.name.encode()):
+                raise OSError(f"cannot write {f.name}")
+            lines = [line.rstrip("\n").split("\t") for line in f]
+        tags = [line[1] for line in lines if line[0] == "T"]
+        return [[int(line[1]), int(line[2]), tags[int(line[3])]] for line in lines if line[0] == "E"]
+
+
+class CudaRecorder:
+    """Events of a real GPU's caching allocator, to check goldens where there is one."""
+
+    device = "cuda"
+
+    def __init__(self, _case: dict[str, Any]) -> None:
+        # Both threads' cuBLAS workspaces, outside the record.
+        layer = torch.nn.Linear(64, 64, device="cuda", dtype=torch.bfloat16)
+        x = torch.randn(64, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        (layer(x) @ x).sum().backward()
+        torch.cuda.memory._record_memory_history(enabled="all", context="alloc", stacks="python", max_entries=2_000_000)
+        self.marks: list[tuple[int, int]] = []
+
+    def phase(self, phase: int) -> None:
+        torch.cuda.synchronize()
+        time.sleep(0.001)  # the allocator's clock counts microseconds: keep marks and events apart
+        self.marks.append((int(time.time() * 1e6), phase))
+        time.sleep(0.001)
+
+    def events(self) -> list[list[Any]]:
+        trace = torch.cuda.memory._snapshot()["device_traces"][0]
+        torch.cuda.memory._record_memory_history(enabled=None)
+        out: list[list[Any]] = []
+        for e in trace:
+            phase = next((p for t, p in reversed(self.marks) if t <= e["time_us"]), -1)
+            if phase < 0 or e["action"] not in ("alloc", "free_requested"):
+                continue
+            frames = [f"{f['filename'].rsplit('/', 1)[-1]}:{f['line']}" for f in e.get("frames", []) if "/torch/" not in f["filename"]]
+            out.append([phase, e["size"] if e["action"] == "alloc" else -e["size"], " < ".join(frames[:3])])
+        return out
+
+
+def run_case(case: dict[str, Any], recorder_class: type[OracleRecorder] | type[CudaRecorder] = OracleRecorder) -> dict[str, Any]:
+    """Events and parameters of one case (in a fresh process: a device can be started once).
+
+    Keys: family, config, batch, seq, attention (eager|sdpa), sdpa (cudnn|math), checkpointing, method (full|lora), lora_r, lora_targets,
+    grads (keep|drop), dtype (bf16|fp16|fp32), compute_limit (elements above which an operator is not computed).
     """
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    c: dict[str, Any] = dict(batch=2, seq=48, attention="sdpa", sdpa="cudnn", checkpointing=False, method="full", lora_r=5,
-                             grads="drop", dtype="bf16", compute_limit=2**62, steps=1)
-    c.update(case)
+    c: dict[str, Any] = {"batch": 2, "seq": 48, "attention": "sdpa", "sdpa": "cudnn", "checkpointing": False, "method": "full",
+                         "lora_r": 5, "grads": "drop", "dtype": "bf16", "compute_limit": 2**62, **case}
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
-    lib.oracle_clear()
-    lib.oracle_sdpa(SDPA[c["sdpa"]])
-    lib.oracle_compute_limit(c["compute_limit"])
+    recorder = recorder_class(c)
+    device = recorder.device
     cfg = AutoConfig.for_model(c["family"], **c["config"])
     cfg._attn_implementation = c["attention"]
     cfg.use_cache = False
-    gc.collect()
-    gc.disable()
     # As the ground-truth harness: no initialisation (values are put in below, outside the record).
     for name in ("_initialize_weights", "initialize_weights"):
-        setattr(transformers.modeling_utils.PreTrainedModel, name, lambda self, *args, **kwargs: None)
+        setattr(transformers.modeling_utils.PreTrainedModel, name, lambda *_args, **_kwargs: None)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[c["dtype"]]
-    lib.oracle_phase(0)
-    lib.oracle_record(1)
+    gc.collect()
+    gc.disable()
+    recorder.phase(0)
     torch.set_default_dtype(dtype)
-    with torch.device("oracle"):
+    with torch.device(device):
         model = AutoModelForCausalLM.from_config(cfg)
     torch.set_default_dtype(torch.float32)
     if c["method"] == "lora":
         import peft
 
-        targets = LORA_TARGETS.get(c["family"], LLAMA_TARGETS)
-        lora = peft.LoraConfig(r=c["lora_r"], lora_alpha=16, lora_dropout=0.05, target_modules=c.get("lora_targets", targets),
-                               task_type="CAUSAL_LM")
+        targets = c.get("lora_targets", LORA_TARGETS.get(c["family"], LLAMA_TARGETS))
+        lora = peft.LoraConfig(r=c["lora_r"], lora_alpha=16, lora_dropout=0.05, target_modules=targets, task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, lora, autocast_adapter_dtype=False)
         for p in model.parameters():
             if p.requires_grad and p.dtype != dtype:
@@ -138,63 +196,146 @@ def run_case(lib: ctypes.CDLL, case: dict[str, Any]) -> dict[str, Any]:
     if c["grads"] == "drop":
         def drop(p: torch.Tensor) -> None:
             p.grad = None
+
         for p in model.parameters():
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(drop)
-    lib.oracle_record(0)
+    recorder.phase(-1)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.fill_(1.0) if p.dim() == 1 and name.endswith("weight") else p.normal_(0, 0.02)
-    lib.oracle_record(1)
-    losses = []
-    for _step in range(c["steps"]):
-        gc.collect()
-        lib.oracle_phase(1)
-        ids = torch.randint(0, cfg.vocab_size, (c["batch"], c["seq"]), device="oracle")
-        out = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False)
-        loss = out.loss
-        lib.oracle_phase(2)
-        loss.backward()
-        lib.oracle_phase(3)
-        lib.oracle_record(0)
-        losses.append(float(loss.detach().cpu()))
-        lib.oracle_record(1)
-        del out, loss
-        lib.oracle_phase(4)
-        gc.collect()
-    lib.oracle_record(0)
+    gc.collect()
+    recorder.phase(1)
+    ids = torch.randint(0, cfg.vocab_size, (c["batch"], c["seq"]), device=device)
+    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False)
+    loss = out.loss
+    recorder.phase(2)
+    loss.backward()
+    recorder.phase(-1)
+    value = float(loss.detach().cpu())
+    recorder.phase(3)
+    del out, loss
+    recorder.phase(4)
+    gc.collect()
+    recorder.phase(-1)
     gc.enable()
-    with tempfile.NamedTemporaryFile("r") as f:
-        if lib.oracle_dump(f.name.encode()):
-            raise OSError(f"cannot write {f.name}")
-        lines = [line.rstrip("\n").split("\t") for line in open(f.name)]
-    tags = [line[1] for line in lines if line[0] == "T"]
-    events = [[int(a), int(b), tags[int(t)]] for kind, a, b, t in (x for x in lines if x[0] == "E")]
     params = [[n, list(p.shape)] for n, p in model.named_parameters()]
     return {"family": c["family"], "config": c["config"], "case": {k: v for k, v in c.items() if k not in ("family", "config")},
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "losses": losses, "events": events, "params": params}
+            "loss": round(value, 4), "events": recorder.events(), "params": params}
 
 
-def main() -> None:
+def cases_of(name: str) -> dict[str, dict[str, Any]]:
+    """The golden cases of one entry of families.json: {"full-ckpt-sdpa-drop": case, ...}."""
+    entry = json.loads((HERE / "families.json").read_text())[name]
+    out = {}
+    for method in ("full", "lora") if entry.get("lora") else ("full",):
+        for checkpointing in (True, False):
+            for attention in entry.get("attention", ["sdpa", "eager"]):
+                for grads in ("drop", "keep") if method == "full" else ("drop",):
+                    key = f"{method}-{'ckpt' if checkpointing else 'plain'}-{attention}-{grads}"
+                    out[key] = {"family": entry["family"], "config": entry["config"], "batch": 2, "seq": 40, "method": method,
+                                "grads": grads, "attention": attention, "checkpointing": checkpointing}
+    return out
+
+
+def in_child(case: dict[str, Any], recorder_class: type[OracleRecorder] | type[CudaRecorder] = OracleRecorder) -> dict[str, Any]:
+    """`run_case` in a forked process, so that no case sees what another one cached."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "result.json")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                path.write_text(json.dumps(run_case(case, recorder_class)))
+            except BaseException as error:  # the parent reports it
+                path.write_text(json.dumps({"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-1500:]}))
+            os._exit(0)
+        os.waitpid(pid, 0)
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+
+
+def golden(name: str) -> str:
+    """Record every case of one family into its golden file; a one-line summary."""
+    tags: dict[str, int] = {}
+    data: dict[str, Any] = {"cases": {}}
+    summary = []
+    for key, case in cases_of(name).items():
+        result = in_child(case)
+        if "error" in result:
+            summary.append(f"{key} FAILED {result['error'][:200]}")
+            print(result["trace"], file=sys.stderr)
+            continue
+        events = result.pop("events")
+        packed = {"phases": [sum(e[0] == k for e in events) for k in range(len(PHASES))], "bytes": [e[1] for e in events],
+                  "tags": [tags.setdefault(e[2], len(tags)) for e in events]}
+        if "params" not in data:
+            data.update({k: result[k] for k in ("family", "config", "versions", "params")})
+        data["cases"][key] = {"case": result["case"], "loss": result["loss"], "events": packed}
+        if result["params"] != data["params"]:  # LoRA has others
+            data["cases"][key]["params"] = result["params"]
+        summary.append(f"{key} {len(events)}")
+    data["tags"] = list(tags)
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    path = GOLDEN / f"{name}.json.gz"
+    raw = json.dumps(data, separators=(",", ":")).encode()
+    path.write_bytes(gzip.compress(raw, 9, mtime=0))
+    return f"{name}: {path.stat().st_size} bytes; " + ", ".join(summary)
+
+
+def check_cuda(name: str, min_bytes: int) -> bool:
+    """Run the golden cases of one family on a real GPU and compare with the committed lists; True if all agree."""
+    import compare
+
+    good = True
+    for key, case in cases_of(name).items():
+        result = in_child(case, CudaRecorder)
+        if "error" in result:
+            print(f"{name} {key}: FAILED {result['error'][:300]}", flush=True)
+            good = False
+            continue
+        expected = compare.load(GOLDEN / f"{name}.json.gz", key)["events"]
+        same = compare.compare(expected, result["events"], min_bytes=min_bytes, ignore_transients=True)
+        good &= same.equal
+        print(f"{name} {key}: {'equal' if same.equal else same.report(2, 2)}", flush=True)
+    return good
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sub = parser.add_subparsers(dest="command", required=True)
     one = sub.add_parser("run")
     one.add_argument("case")
     one.add_argument("-o", "--output")
+    many = sub.add_parser("golden")
+    many.add_argument("names", nargs="*", help="entries of families.json; none: all")
+    cuda = sub.add_parser("cuda")
+    cuda.add_argument("names", nargs="*", help="entries of families.json; none: all")
+    cuda.add_argument("--min-bytes", type=int, default=700)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    lib = start_device()
     if args.command == "run":
-        text = args.case if args.case.lstrip().startswith("{") else Path(args.case).read_text()
-        result = run_case(lib, json.loads(text))
+        result = run_case(json.loads(args.case if args.case.lstrip().startswith("{") else Path(args.case).read_text()))
         if args.output:
             with gzip.open(args.output, "wt") as f:
                 json.dump(result, f, separators=(",", ":"))
         else:
             for phase, num_bytes, tag in result["events"]:
                 print(f"{phase} {num_bytes:+12d}  {tag}")
+        return 0
+    # imported once, before the forks
+    import transformers.masking_utils  # noqa: F401
+    if args.command == "golden":
+        build()
+        import peft  # noqa: F401
+    names = args.names or list(json.loads((HERE / "families.json").read_text()))
+    if args.command == "cuda":
+        results = [check_cuda(name, args.min_bytes) for name in names]
+        return 0 if all(results) else 1
+    for name in names:
+        print(golden(name), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
