@@ -22,30 +22,35 @@ def repeat_kv(t: Tensor, n: int) -> Tensor:
     return ops.reshape(ops.expand(ops.unsqueeze(t, 2), b, h, n, s, d), b, h * n, s, d)
 
 
-def _choose(q: Tensor, v: Tensor, mask: Tensor | None, gqa: bool) -> str:
+WITHOUT_DEVICE = "cudnn"  # the back end where no device is simulated (comparisons with recorded event lists)
+
+
+def _choose(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, enable_gqa: bool) -> str:
+    """The back end that ``_fused_sdp_choice`` takes on the simulated device."""
+    if cur.kernels is None:
+        return WITHOUT_DEVICE
     d, dv = q.shape[-1], v.shape[-1]
-    backends = cur.kernels.sdpa_backends if cur.kernels is not None else ("cudnn",)
-    for name in backends:
+    groups = q.shape[1] != k.shape[1]
+    for name in cur.kernels.sdpa_backends:
+        if groups and (not enable_gqa or name == "efficient"):
+            continue
         if q.item == 4 and name in ("cudnn", "flash"):
             continue
-        if name == "cudnn" and (d > 128 or dv > 128 or d % 8 or dv % 8):
+        if name == "cudnn" and (max(d, dv) > cur.kernels.cudnn_head_dim or d % 8 or dv % 8):
             continue
         if name == "flash" and (mask is not None or d > 256 or d != dv):
             continue
-        if name == "efficient" and gqa:
-            continue
-        return name
+        return str(name)
     return "math"
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, enable_gqa: bool = True) -> Tensor:
     """``F.scaled_dot_product_attention``; result [b, H, s, dv] in the query's layout."""
     if mask is not None and mask.item == 1:
         mask = Tensor(mask.shape, q.item)  # a boolean mask becomes an additive one
-    gqa = q.shape[1] != k.shape[1]
-    name = _choose(q, v, mask, gqa)
+    name = _choose(q, k, v, mask, enable_gqa)
     if name == "math":
-        return _math(q, k, v, mask, dropout)
+        return _math(q, k, v, mask, dropout, enable_gqa)
     b, heads, s, d = q.shape
     dv = v.shape[-1]
     item = q.item
@@ -106,21 +111,25 @@ def _padded(t: Tensor, pad: int) -> Tensor:
     return out
 
 
-def _math(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """``_scaled_dot_product_attention_math``: scale q and k, product, mask, softmax, dropout, product."""
-    n = q.shape[1] // k.shape[1]
-    if n > 1:
-        k, v = repeat_kv(k, n), repeat_kv(v, n)
-    q = ops.scale(q)
-    k = ops.scale(k)
-    scores = ops.matmul(q, ops.transpose(k, -2, -1))
+def _math(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, gqa: bool) -> Tensor:
+    """``_scaled_dot_product_attention_math`` (aten/native/transformers/attention.cpp): everything in fp32, then converted back."""
+    query_acc, key_acc, value_acc = ops.cast(q, 4), ops.cast(k, 4), ops.cast(v, 4)
+    query = ops.scale(query_acc)
     if mask is None:
-        mask = Tensor(scores.shape[-2:], q.item)
-    scores = ops.add(scores, mask, scores.item)
-    probs = ops.softmax(scores)
-    del scores
-    probs = ops.dropout(probs, dropout)
-    return ops.matmul(probs, v)
+        grid = (q.shape[2], k.shape[2])
+        mask = Tensor(grid, 1)
+        mask = Tensor(grid, 1)  # its lower triangle
+        mask = Tensor(grid, 4)
+    n = q.shape[1] // k.shape[1] if gqa else 1
+    key_expanded, value_expanded = repeat_kv(key_acc, n), repeat_kv(value_acc, n)
+    attn = ops.matmul(query, ops.scale(ops.transpose(key_expanded, -2, -1)))
+    attn = ops.add_(attn, mask)
+    attn = ops.safe_softmax(attn)
+    attn = ops.dropout(attn, dropout)
+    returned = ops.cast(attn, q.item)  # the probabilities, which nobody takes
+    out = ops.cast(ops.matmul(attn, value_expanded), q.item)
+    del returned
+    return out
 
 
 def sdpa_attention_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -133,12 +142,18 @@ def sdpa_attention_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
     return ops.contiguous(ops.transpose(out, 1, 2))
 
 
-def eager_attention_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-    """``eager_attention_forward`` of transformers (Llama's): output [b, s, H, d] and the probabilities."""
+def eager_attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, softcap: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``eager_attention_forward`` of transformers (Llama's; `softcap`: Gemma2's): output [b, s, H, d] and the probabilities."""
     groups = q.shape[1] // k.shape[1]
     key_states = repeat_kv(k, groups)
     value_states = repeat_kv(v, groups)
     attn_weights = ops.scale(ops.matmul(q, ops.transpose(key_states, 2, 3)))
+    if softcap:
+        attn_weights = ops.scale(attn_weights)
+        attn_weights = ops.tanh(attn_weights)
+        attn_weights = ops.scale(attn_weights)
     if mask is not None:
         attn_weights = ops.add(attn_weights, mask)
     attn_weights = ops.cast(ops.softmax_fp32(attn_weights), q.item)
@@ -172,11 +187,11 @@ def flash_attention_forward(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.
 
 
 def attention_interface(
-    kind: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
+    kind: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, softcap: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention interface by name: output [b, s, H, d], and the probabilities where the eager one ran."""
+    """The attention interface by name: output [b, s, H, d], and the probabilities where the eager one ran, which alone knows `softcap`."""
     if kind == "eager":
-        return eager_attention_forward(q, k, v, mask, dropout)
+        return eager_attention_forward(q, k, v, mask, dropout, softcap)
     return attention(kind, q, k, v, mask, dropout), None
 
 
@@ -189,14 +204,15 @@ def attention(kind: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, d
     return sdpa_attention_forward(q, k, v, mask, dropout)
 
 
-def causal_mask(kind: str, batch: int, seq: int, item: int, window: int | None = None) -> Tensor | None:
+def causal_mask(kind: str, batch: int, seq: int, item: int, window: int | None = None, always: bool = False) -> Tensor | None:
     """``create_causal_mask`` / ``create_sliding_window_causal_mask`` with an attention mask of ones.
 
-    SDPA needs none unless a window is active (then a byte mask [b, 1, s, s]); eager takes an additive mask in the model's type.
+    SDPA needs none unless a window is active or the model asks for one (`always`), then a byte mask [b, 1, s, s]; eager takes an additive
+    mask in the model's type.
     """
     if kind == "flash":
         return None
-    if kind == "sdpa" and not (window is not None and seq >= window):
+    if kind == "sdpa" and not always and not (window is not None and seq >= window):
         return None
     masked = _byte_mask(batch, seq, window)
     if kind == "sdpa":

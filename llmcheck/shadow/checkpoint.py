@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import ReferenceType, ref
 
 from llmcheck.shadow.tensor import Param, cur
 
@@ -17,23 +18,23 @@ class _Stop(Exception):
 
 
 class _Frame:
-    __slots__ = ("fn", "args", "count", "recomputed", "values")
+    __slots__ = ("fn", "args", "holders", "recomputed", "values")
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.fn = fn
         self.args: Any = args
-        self.count = 0
+        self.holders: list[ReferenceType[_Holder]] = []
         self.recomputed = False
         self.values: list[Any] = []
 
 
 class _Holder:
-    __slots__ = ("frame", "index")
+    __slots__ = ("frame", "index", "__weakref__")
 
     def __init__(self, frame: _Frame) -> None:
         self.frame = frame
-        self.index = frame.count
-        frame.count += 1
+        self.index = len(frame.holders)
+        frame.holders.append(ref(self))
 
     def unpack(self) -> Any:
         frame = self.frame
@@ -58,17 +59,19 @@ _NOTHING = _Nothing()
 
 def _recompute(frame: _Frame) -> None:
     frame.recomputed = True
-    values = frame.values
-    total = frame.count
+    values, holders = frame.values, frame.holders
+    total = len(holders)
 
     def pack(x: Any) -> Any:
         if x is None:
             return _NOTHING
         # a tensor that requires a gradient is detached, i.e. its data are held as they are now; a frozen parameter is held by identity
-        values.append(x.st if type(x) is Param and x.req else x)
+        kept = x.st if type(x) is Param and x.req else x
+        # nothing is kept for a node of the forward that is gone (of a result that no loss depends on)
+        values.append(None if holders[len(values)]() is None else kept)
         if len(values) == total:
             raise _Stop
-        return _NOTHING
+        return kept  # held by the graph of the re-run, which goes with its frames
 
     before, grad = cur.pack, cur.grad
     cur.pack, cur.grad = pack, True

@@ -50,14 +50,19 @@ def execute(
     run = Run(attention=recipe.attention, loss=recipe.loss, checkpointing=recipe.checkpointing, liger=recipe.loss == "liger")
     cur.liger = run.liger
     cur.category = "weights"
-    build = Stage3Build(item, world, settings.offload_param.enabled) if settings.stage == 3 else Build(item)
+    build: Build
+    if settings.stage == 3:
+        build = Stage3Build(item, world, settings.offload_param.enabled)
+    elif recipe.method == "qlora":
+        build = quant.QuantBuild(item, config.vocab_size)
+    else:
+        build = Build(item)
     model = family.build(build, config, run)
     if recipe.lora is not None:
         if recipe.method == "qlora":
-            quant.quantize(model, build)
             quant.cast_rest(model, 4)
             tape.mark("empty_cache")
-        lora.inject(model, recipe.lora, family, build)
+        lora.inject(model, recipe.lora, family, build if settings.stage == 3 else Build(item))
         model.require_input_grads = recipe.checkpointing
         model = lora.PeftModel(model)
     tape.mark("phase", "model")

@@ -30,6 +30,7 @@ class Kernels:
     cublas_workspace_bytes: int
     sdpa_backends: tuple[str, ...]  # in the order in which torch tries them
     fp16: bool = False
+    cudnn_head_dim: int = 256  # the widest head that torch gives to cuDNN's attention
 
     def __post_init__(self) -> None:
         self._cublas: dict[bool, Storage] = {}
@@ -97,6 +98,8 @@ def kernels_for(gpu: GpuSpec, *, fp16: bool = False) -> Kernels:
         cublas_workspace_bytes=32 * MIB if hopper else 4096 * 1024 * 2 + 16 * 1024 * 8,
         sdpa_backends=order,
         fp16=fp16,
+        # seen on an H100 with torch 2.11: 256; other cards keep the limit from before (sdp_utils.cpp, check_cudnn_tensor_shapes)
+        cudnn_head_dim=256 if gpu.compute_capability == (9, 0) else 128,
     )
 
 
@@ -104,5 +107,3 @@ def flash_backward_buffers(batch: int, heads: int, seq: int, head_dim: int) -> t
     """FlashAttention-2's fp32 dq accumulator and softmax_d, bytes."""
     rounded = round_up(seq, 128)
     return 4 * batch * heads * rounded * round_up(head_dim, 32), 4 * batch * heads * rounded
-
-

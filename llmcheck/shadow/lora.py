@@ -1,4 +1,4 @@
-"""Low-rank adapters as peft wraps them around linear layers (peft 0.1x, ``tuners/lora/layer.py``)."""
+"""Low-rank adapters as peft wraps them around linear layers (peft 0.21, ``tuners/lora/layer.py``)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from llmcheck.errors import UserError, did_you_mean
 from llmcheck.shadow import ops
 from llmcheck.shadow.families.base import CausalLM, Family
 from llmcheck.shadow.module import Build, Conv1D, Dropout, Embedding, Linear, Module
-from llmcheck.shadow.quant import Linear4bit
-from llmcheck.shadow.tensor import Tensor
+from llmcheck.shadow.tensor import Tensor, cur
 from llmcheck.types import LoraSpec
 
 
 class LoraLinear(Module):
     """``y = base(x) + lora_B(lora_A(dropout(x))) * scaling``; over a 4-bit base, which peft clones, the update is a local of its own."""
 
-    def __init__(self, build: Build, base: Linear | Conv1D | Linear4bit, rank: int, dropout: float) -> None:
+    def __init__(self, build: Build, base: Linear | Conv1D, rank: int, dropout: float) -> None:
         self.base_layer = base
         self.lora_dropout = Dropout(dropout)
         self.lora_A = Linear(build, base.in_features, rank)
@@ -34,7 +33,9 @@ class LoraLinear(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         result = self.base_layer(x)
-        if isinstance(self.base_layer, Linear4bit):
+        if cur.hooks is not None:
+            cur.hooks.gather_external(self.lora_A)  # its weight's dtype is read before it is called
+        if isinstance(self.base_layer, Linear) and self.base_layer.packed is not None:
             result = ops.clone(result)
             output = ops.scale(self.lora_B(self.lora_A(self.lora_dropout(x))))
             result = ops.add(result, output)
@@ -66,7 +67,7 @@ class PeftModel(CausalLM):
         return out
 
 
-_LAYERS = (Linear, Conv1D, Linear4bit)
+_LAYERS = (Linear, Conv1D)
 
 
 def target_names(spec: LoraSpec, family: Family, model: CausalLM) -> tuple[str, ...]:
@@ -93,20 +94,29 @@ def inject(model: CausalLM, spec: LoraSpec, family: Family, build: Build) -> int
     """Freeze the model and wrap the targeted layers; the number of wrapped layers."""
     for p in model.parameters():
         p.req = False
-    targets = set(target_names(spec, family, model))
-    count = 0
-    for _, module in list(model.named_modules()):
-        for key, value in list(module.__dict__.items()):
-            if key in targets and isinstance(value, _LAYERS):
-                setattr(module, key, LoraLinear(build, value, spec.rank, spec.dropout))
-                count += 1
-            elif type(value) is list:
-                for i, item in enumerate(value):
-                    if isinstance(item, _LAYERS) and key in targets:
-                        value[i] = LoraLinear(build, item, spec.rank, spec.dropout)
-                        count += 1
+    count = _wrap(model, set(target_names(spec, family, model)), spec, build)
     if spec.train_embeddings:
         for _, module in model.named_modules():
             if isinstance(module, Embedding):
                 module.weight.req = True
+    return count
+
+
+def _wrap(module: Module, targets: set[str], spec: LoraSpec, build: Build) -> int:
+    """Wrap the targeted layers under `module`, each subtree to its end before the next one, as peft walks ``named_modules()``."""
+    count = 0
+    for key, value in list(module.__dict__.items()):
+        if isinstance(value, _LAYERS):
+            if key in targets:
+                setattr(module, key, LoraLinear(build, value, spec.rank, spec.dropout))
+                count += 1
+        elif isinstance(value, Module):
+            count += _wrap(value, targets, spec, build)
+        elif type(value) is list:
+            for i, item in enumerate(value):
+                if not isinstance(item, _LAYERS):
+                    count += _wrap(item, targets, spec, build) if isinstance(item, Module) else 0
+                elif key in targets:
+                    value[i] = LoraLinear(build, item, spec.rank, spec.dropout)
+                    count += 1
     return count

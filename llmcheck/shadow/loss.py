@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmcheck.shadow import liger, ops
@@ -13,9 +13,9 @@ CHUNK_TOKENS = 1024  # tokens whose logits exist at a time in our chunked loss (
 
 
 def head_and_loss(
-    lm_head: Linear, hidden_states: Tensor, labels: Tensor, kind: str, post: Callable[[Tensor], Tensor] | None = None
+    lm_head: Linear, hidden_states: Tensor, labels: Tensor, kind: str, post: Sequence[Callable[[Tensor], Tensor]] = ()
 ) -> tuple[Tensor, Tensor | None]:
-    """(loss, logits). `post`: what the family does to its logits (scaling, soft cap) between head and loss."""
+    """(loss, logits). `post`: what the family does to its logits (scaling, soft cap) between head and loss, one by one."""
     before, cur.category = cur.category, "logits"
     try:
         if kind == "liger":
@@ -23,8 +23,8 @@ def head_and_loss(
         if kind == "chunked":
             return _without_logits(chunked_cross_entropy, lm_head, hidden_states, labels), None
         logits = lm_head(hidden_states)
-        if post is not None:
-            logits = post(logits)
+        for step in post:
+            logits = step(logits)
         loss = causal_lm_loss(logits, labels)
         return loss, logits
     finally:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcheck.shadow import liger, ops
 from llmcheck.shadow.checkpoint import checkpoint
 from llmcheck.shadow.tensor import Param, Storage, Tensor, cur
+
+if TYPE_CHECKING:
+    from llmcheck.shadow.quant import PackedWeight
 
 
 class Module:
@@ -88,7 +91,9 @@ class Build:
 
 
 class Linear(Module):
-    """``nn.Linear``. `lora` is set where an adapter wraps it."""
+    """``nn.Linear``; with `packed`, bitsandbytes' 4-bit form of it."""
+
+    packed: PackedWeight | None = None
 
     def __init__(self, build: Build, k: int, n: int, bias: bool = False) -> None:
         self.weight = build.param(n, k)
@@ -107,6 +112,8 @@ class Linear(Module):
         return self.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return self.packed.product(x, self.bias is not None)
         return ops.linear(x, self.weight, self.bias)
 
 
@@ -198,5 +205,3 @@ class CheckpointedLayer(Module):
         if self.checkpointed and cur.grad:
             return checkpoint(lambda h: Module.__call__(self, h, *bound), x)
         return Module.__call__(self, x, *bound)
-
-

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from llmcheck.shadow.tensor import Node, Param, Shape, Storage, Tensor, attach, begin, cur, keep, record, sum_to
+from llmcheck.shadow.tensor import Like, Node, Param, Shape, Storage, Tensor, attach, begin, cur, keep, record, sum_to
 
 # --- layout -----------------------------------------------------------------------------------------------------------------
 
@@ -176,11 +176,15 @@ def sum_over(g: Tensor, shape: Shape) -> Tensor:
     return g if g.shape == shape else sum_to(g, shape)
 
 
-def narrow(t: Tensor, dim: int, length: int) -> Tensor:
-    """A slice of `length` along `dim`; its gradient is a zero tensor of the whole with the slice copied in."""
+def narrow(t: Tensor, dim: int, length: int, step: int = 1) -> Tensor:
+    """A slice of `length` along `dim`; its gradient is a zero tensor of the whole with the slice copied in. A full slice is an alias."""
     dim = dim % len(t.shape)
+    if length == t.shape[dim]:
+        return view_as(t)
     shape = t.shape[:dim] + (length,) + t.shape[dim + 1 :]
     st = t.strides or contiguous_strides(t.shape)
+    if step != 1:
+        st = st[:dim] + (st[dim] * step,) + st[dim + 1 :]
     old, item = t.shape, t.item
     return _make_view(t, shape, normal_strides(shape, st), lambda g: Tensor(old, item))
 
@@ -192,6 +196,17 @@ def select(t: Tensor, dim: int) -> Tensor:
     st = t.strides or contiguous_strides(t.shape)
     old, item = t.shape, t.item
     return _make_view(t, shape, normal_strides(shape, st[:dim] + st[dim + 1 :]), lambda g: Tensor(old, item))
+
+
+def index(t: Tensor, dim: int, length: int) -> Tensor:
+    """``t[.., [i, j, ..], ..]``, a list of `length` indices along `dim`: a copy. Backward: zeros of the whole, the values put in."""
+    dim = dim % len(t.shape)
+    place = Storage(8 * length)
+    out = Tensor(t.shape[:dim] + (length,) + t.shape[dim + 1 :], t.item)
+    if cur.grad and t.req:
+        old, item = t.shape, t.item
+        record(out, lambda s, g: (Tensor(old, item),), (t,), (place,))
+    return out
 
 
 def split(t: Tensor, sizes: Sequence[int], dim: int = -1) -> list[Tensor]:
@@ -283,7 +298,7 @@ def _ew(a: Tensor, b: Tensor | None = None, item: int = 0) -> Tensor:
 
 
 def add(a: Tensor, b: Tensor, item: int = 0) -> Tensor:
-    """``a + b`` (also ``a - b``)."""
+    """``a + b``."""
     out = _ew(a, b, item)
     if cur.grad and (a.req or b.req):
         sa, sb = a.shape, b.shape
@@ -292,13 +307,24 @@ def add(a: Tensor, b: Tensor, item: int = 0) -> Tensor:
         if ia == ib == out.item:
             record(out, lambda s, g: (alias(g) if need_a else None, g if need_b else None), (a, b), (), None if sa == sb else (sa, sb))
         else:
+            record(out, lambda s, g: (alias(g) if need_a else None, g if need_b else None), (a, b), (), (Like(sa, ia), Like(sb, ib)))
+    return out
 
-            def back(s: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-                gb = (cast(g, ib) if ib != g.item else alias(g)) if need_b else None
-                ga = (cast(g, ia) if ia != g.item else g) if need_a else None
-                return ga, gb
 
-            record(out, back, (a, b), (), None if sa == sb else (sa, sb))
+def sub(a: Tensor, b: Tensor) -> Tensor:
+    """``a - b``. Backward: the gradient of `b` is a negated copy."""
+    out = _ew(a, b)
+    if cur.grad and (a.req or b.req):
+        need_a, need_b = a.req, b.req
+        metas: Any = None if a.shape == b.shape else (a.shape, b.shape)
+        if not a.item == b.item == out.item:
+            metas = Like(a.shape, a.item), Like(b.shape, b.item)
+
+        def back(s: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            gb = _ew(g) if need_b else None
+            return alias(g) if need_a else None, gb
+
+        record(out, back, (a, b), (), metas)
     return out
 
 
@@ -353,6 +379,11 @@ def sigmoid(t: Tensor) -> Tensor:
     return unary(t, save="out")
 
 
+def erf(t: Tensor) -> Tensor:
+    """Backward: ``c * exp(-(t.pow(2))) * grad``."""
+    return unary(t, temps=4)
+
+
 def neg(t: Tensor) -> Tensor:
     return unary(t, save="none")
 
@@ -371,18 +402,15 @@ def mul(a: Tensor, b: Tensor, item: int = 0) -> Tensor:
     need_a, need_b = a.req, b.req
 
     def back(s: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        gb = ga = None
-        if need_b:
-            gb = _ew(g, Tensor(sa, ia, s[0].st if type(s[0]) is Param else s[0], ka))
-            if gb.item != ib:
-                gb = cast(gb, ib)
-        if need_a:
-            ga = _ew(g, Tensor(sb, ib, s[1].st if type(s[1]) is Param else s[1], kb))
-            if ga.item != ia:
-                ga = cast(ga, ia)
+        gb = _ew(g, Tensor(sa, ia, s[0].st if type(s[0]) is Param else s[0], ka)) if need_b else None
+        ga = _ew(g, Tensor(sb, ib, s[1].st if type(s[1]) is Param else s[1], kb)) if need_a else None
         return ga, gb
 
-    node = begin(back, (a, b), (keep(a) if need_b else None, keep(b) if need_a else None), None if sa == sb else (sa, sb))
+    out_item = item or max(ia, ib)
+    metas: Any = None if sa == sb else (sa, sb)
+    if not ia == ib == out_item:
+        metas = Like(sa, ia), Like(sb, ib)
+    node = begin(back, (a, b), (keep(a) if need_b else None, keep(b) if need_a else None), metas)
     return attach(_ew(a, b, item), node)
 
 
@@ -399,8 +427,67 @@ def cat(parts: Sequence[Tensor], dim: int = -1) -> Tensor:
             gs = g.strides or contiguous_strides(g.shape)
             return [Tensor(x, g.item, g.st, normal_strides(x, gs), True) for x in shapes]
 
+        mixed = any(p.item != out.item for p in parts)
+        record(out, back, list(parts), (), [Like(p.shape, p.item) for p in parts] if mixed else None)
+    return out
+
+
+def stack(parts: Sequence[Tensor]) -> Tensor:
+    """``torch.stack(parts, dim=-1)``; the gradient is a view (unbind) for each part."""
+    shape = parts[0].shape
+    out = Tensor((*shape, len(parts)), max(p.item for p in parts))
+    if cur.grad and any(p.req for p in parts):
+        count = len(parts)
+
+        def back(s: Any, g: Tensor) -> list[Tensor | None]:
+            gs = g.strides or contiguous_strides(g.shape)
+            return [Tensor(shape, g.item, g.st, normal_strides(shape, gs[:-1]), True) for _ in range(count)]
+
         record(out, back, list(parts), ())
     return out
+
+
+def repeat_interleave(t: Tensor, n: int, dim: int) -> Tensor:
+    """``torch.repeat_interleave(t, n, dim)``: a copy."""
+    dim = dim % len(t.shape)
+    wide = expand(unsqueeze(t, dim + 1), *t.shape[: dim + 1], n, *t.shape[dim + 1 :])
+    return reshape(clone_contiguous(wide), *t.shape[:dim], t.shape[dim] * n, *t.shape[dim + 1 :])
+
+
+def view_as_complex(t: Tensor) -> Tensor:
+    """Pairs of the last dimension [.., 2] as complex numbers [..]."""
+    shape, item = t.shape[:-1], t.item
+    strides = None if t.strides is None else normal_strides(shape, tuple(n // 2 for n in t.strides[:-1]))
+    out = Tensor(shape, 2 * item, t.st, strides, not cur.grad)
+    if cur.grad and t.req:
+        record(out, lambda s, g: (view_as_real(g),), (t,), ())
+    return out
+
+
+def view_as_real(t: Tensor) -> Tensor:
+    """Complex numbers [..] as pairs [.., 2]."""
+    shape, item = (*t.shape, 2), t.item // 2
+    strides = None if t.strides is None else normal_strides(shape, (*(n * 2 for n in t.strides), 1))
+    out = Tensor(shape, item, t.st, strides, not cur.grad)
+    if cur.grad and t.req:
+        record(out, lambda s, g: (view_as_complex(g),), (t,), ())
+    return out
+
+
+def mul_complex(a: Tensor, b: Tensor) -> Tensor:
+    """``a * b`` of complex numbers, `b` without gradient. Backward: the conjugate of `b`, then the product."""
+    if not (cur.grad and a.req):
+        return _ew(a, b)
+    shape, item = b.shape, b.item
+
+    def back(s: Any, g: Tensor) -> tuple[Tensor]:
+        conjugate = Tensor(shape, item)
+        res = _ew(g)
+        del conjugate
+        return (res,)
+
+    node = begin(back, (a,), (keep(b),))
+    return attach(_ew(a, b), node)
 
 
 def power(t: Tensor) -> Tensor:
@@ -456,6 +543,148 @@ def dropout(t: Tensor, p: float) -> Tensor:
     return out
 
 
+# --- sums, choices, in-place operators ------------------------------------------------------------------------------------------
+
+
+def sum_dim(t: Tensor, dim: int, keepdim: bool = False, item: int = 0) -> Tensor:
+    """``t.sum(dim)``; its gradient is an expanded view."""
+    dim = dim % len(t.shape)
+    old = t.shape
+    kept = old[:dim] + (1,) + old[dim + 1 :]
+    out = Tensor(kept if keepdim else old[:dim] + old[dim + 1 :], item or t.item)
+    if cur.grad and t.req:
+
+        def back(s: Any, g: Tensor) -> tuple[Tensor]:
+            wide = g if keepdim else unsqueeze(g, dim)
+            res = expand(wide, *old)
+            res.view = True
+            return (res,)
+
+        record(out, back, (t,), ())
+    return out
+
+
+def topk(t: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest of the last dimension and their int64 indices. Backward: zeros of the whole, the gradient scattered in."""
+    shape = t.shape[:-1] + (k,)
+    values, indices = Tensor(shape, t.item), Tensor(shape, 8)
+    if cur.grad and t.req:
+        old, item = t.shape, t.item
+        record(values, lambda s, g: (Tensor(old, item),), (t,), (indices.st,))
+    return values, indices
+
+
+def gather_rows(t: Tensor, index: Tensor) -> Tensor:
+    """``t[index]`` over the first dimension. Backward: zeros of the whole with the rows added."""
+    out_shape = index.shape + t.shape[1:]
+    node: Node | None = None
+    if cur.grad and t.req:
+        old, item = t.shape, t.item
+        node = begin(lambda s, g: (Tensor(old, item),), (t,), (keep(index),))
+    out = Tensor(out_shape, t.item)
+    return out if node is None else attach(out, node)
+
+
+def gather_last(t: Tensor, index: Tensor) -> Tensor:
+    """``t.gather(-1, index)``. Backward: zeros of the whole, the gradient added in."""
+    node: Node | None = None
+    if cur.grad and t.req:
+        old, item = t.shape, t.item
+        node = begin(lambda s, g: (Tensor(old, item),), (t,), (keep(index),))
+    out = Tensor(index.shape, t.item)
+    return out if node is None else attach(out, node)
+
+
+def assign(t: Tensor, src: Tensor) -> None:
+    """``t[.., a:b].copy_(src)``: `t` gets a node (``CopySlices``) that copies its gradient whole and the slice again."""
+    if not (cur.grad and (t.req or src.req)):
+        return
+    whole, part, item, need_t, need_src = t.shape, src.shape, t.item, t.req, src.req
+
+    def back(s: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        result = Tensor(whole, item)
+        piece = Tensor(part, item)
+        zeros = Tensor(part, item) if need_t else None
+        del zeros
+        return result if need_t else None, piece if need_src else None
+
+    attach(t, begin(back, (t, src), ()))
+
+
+def div_(t: Tensor, other: Tensor) -> Tensor:
+    """``t /= other``: the dividend is cloned for the backward, whose gradient of `other` comes first."""
+    if not (cur.grad and (t.req or other.req)):
+        return t
+    original = _ew(t)
+    sa, sb = t.shape, other.shape
+
+    def back(s: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        quotient = _ew(g)
+        square_ = _ew(g)
+        negative = _ew(g)
+        go = _ew(g)
+        del negative, square_, quotient
+        return _ew(g), go
+
+    node = begin(back, (t, other), (original.st, keep(other)), None if sa == sb else (sa, sb))
+    return attach(t, node)
+
+
+def clamp_(t: Tensor) -> Tensor:
+    """``t.clamp_(low, high)``: a clone is kept for the backward: two byte masks and the result."""
+    if not (cur.grad and t.req):
+        return t
+    original = _ew(t)
+    shape, strides = t.shape, t.strides
+
+    def back(s: Any, g: Tensor) -> tuple[Tensor]:
+        masks = (Tensor(shape, 1, None, strides), Tensor(shape, 1, None, strides))
+        res = _ew(g)
+        del masks
+        return (res,)
+
+    return attach(t, begin(back, (t,), (original.st,)))
+
+
+def scale_(t: Tensor) -> Tensor:
+    """``t *= c`` or ``t /= c`` with a number."""
+    if cur.grad and t.req:
+        attach(t, begin(lambda s, g: (_ew(g),), (t,), ()))
+    return t
+
+
+def add_(t: Tensor, other: Tensor) -> Tensor:
+    """``t += other``."""
+    if cur.grad and (t.req or other.req):
+        need_t, need_o = t.req, other.req
+        metas = None if t.shape == other.shape else (t.shape, other.shape)
+        attach(t, begin(lambda s, g: (alias(g) if need_t else None, g if need_o else None), (t, other), (), metas))
+    return t
+
+
+def clamp(t: Tensor) -> Tensor:
+    """``t.clamp(low, high)``. Backward: two byte masks and the result."""
+    if not (cur.grad and t.req):
+        return _ew(t)
+    shape, strides = t.shape, t.strides
+
+    def back(s: Any, g: Tensor) -> tuple[Tensor]:
+        masks = (Tensor(shape, 1, None, strides), Tensor(shape, 1, None, strides))
+        res = _ew(g)
+        del masks
+        return (res,)
+
+    node = begin(back, (t,), (keep(t),))
+    return attach(_ew(t), node)
+
+
+def masked_fill_(t: Tensor, mask: Tensor) -> Tensor:
+    """``t.masked_fill_(mask, c)``. Backward: one copy."""
+    if cur.grad and t.req:
+        attach(t, begin(lambda s, g: (_ew(g),), (t,), (keep(mask),)))
+    return t
+
+
 # --- matrix products ----------------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +696,17 @@ def matmul_kernel(shape: Shape, item: int, lt: bool = False, view: bool = False)
     return out
 
 
+def flatten_rows(g: Tensor, n: int) -> None:
+    """The view of a gradient as [rows, n] where the layout needs a copy: made in place, as the copy is a node of its own in PyTorch.
+
+    Where no copy is needed the products read the layout as it is.
+    """
+    if g.strides is not None and view_strides(g.shape, g.strides, (prod(g.shape) // n, n)) is False:
+        g.st = Storage(g.nbytes)
+        g.strides = None
+        g.view = False
+
+
 def linear(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
     """``F.linear``: t + view + mm + view without a bias, view + t + addmm + view with one.
 
@@ -474,8 +714,11 @@ def linear(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
     tensors go, then the bias sum.
     """
     hooks = cur.hooks
-    if hooks is not None:
-        return hooks.linear(x, w, b)
+    return dense(x, w, b) if hooks is None else hooks.linear(x, w, b)  # ZeRO-3 exchanges F.linear
+
+
+def dense(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
+    """`linear` as torch has it; without a bias also ``x @ w.T``."""
     lead, k = x.shape[:-1], x.shape[-1]
     n, rows = w.shape[0], prod(x.shape[:-1])
     if x.strides is not None:
@@ -484,13 +727,14 @@ def linear(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
     if not cur.grad or not (need_x or need_w or (b is not None and b.req)):
         return matmul_kernel(lead + (n,), x.item, b is not None)
     xs, item = x.shape, x.item
+    flat = len(lead) != 1  # rows were merged by a view: the gradient of `x` is one, too
     saved = (keep(x) if need_w else None, keep(w) if need_x else None)
     if b is None:
 
         def back(s: Any, g: Tensor) -> list[Tensor | None]:
-            g = contiguous(g)
+            flatten_rows(g, n)
             gw = matmul_kernel((n, k), item, False, True) if need_w else None
-            gx = matmul_kernel(xs, item, False, True) if need_x else None
+            gx = matmul_kernel(xs, item, False, flat) if need_x else None
             return [gx, gw]
 
         node = begin(back, (x, w), saved)
@@ -498,15 +742,16 @@ def linear(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
     need_b = b.req
 
     def back_bias(s: Any, g: Tensor) -> list[Tensor | None]:
-        g = contiguous(g)
-        gx = matmul_kernel(xs, item, False, True) if need_x else None
+        flatten_rows(g, n)
+        gx = matmul_kernel(xs, item, False, flat) if need_x else None
         gw = matmul_kernel((n, k), item, False, True) if need_w else None
         if type(s) is list:  # unpacked by a checkpoint: locals of the function, gone before the last gradient
             s.clear()
         gb = column_sum(rows, n, item) if need_b else None
-        return [gb, gw, gx]
+        return [gb, gw, gx] if flat else [gx, gb, gw]
 
-    node = begin(back_bias, (b, w, x), saved)
+    # the order in which the gradients arrive: that of `x` last where it goes through a view, else first
+    node = begin(back_bias, (b, w, x) if flat else (x, b, w), saved)
     return attach(matmul_kernel(lead + (n,), item, True), node)
 
 
@@ -590,14 +835,39 @@ def baddbmm(base: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """``torch.matmul`` of equal batch dimensions: reshape, bmm, view."""
-    lead = a.shape[:-2]
+    """``torch.matmul`` of batches: expand (batch dimensions of one), reshape, bmm, view."""
+    lead = _broadcast(a.shape[:-2], b.shape[:-2])
     n = prod(lead)
-    a3 = reshape(a, n, a.shape[-2], a.shape[-1])
-    b3 = reshape(b, n, b.shape[-2], b.shape[-1])
+    a3 = reshape(_batch(a, lead), n, a.shape[-2], a.shape[-1])
+    b3 = reshape(_batch(b, lead), n, b.shape[-2], b.shape[-1])
     out = bmm(a3, b3)
     del a3, b3
     return reshape(out, *lead, a.shape[-2], b.shape[-1])
+
+
+def _batch(t: Tensor, lead: Shape) -> Tensor:
+    return t if t.shape[:-2] == lead else expand(t, *lead, *t.shape[-2:])
+
+
+def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
+    """``F.grouped_mm``: rows [S, k] in groups (`offsets`: their ends) by weights [E, k, n] seen transposed. Backward: dW, dX."""
+    rows, k = x.shape
+    experts, _, n = w.shape
+    node: Node | None = None
+    if cur.grad and (x.req or w.req):
+        item, need_x, need_w = x.item, x.req, w.req
+        ws = w.strides
+
+        def back(s: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            gw = matmul_kernel((experts, k, n), item) if need_w else None
+            if gw is not None:
+                gw.strides = ws
+            gx = matmul_kernel((rows, k), item) if need_x else None
+            return gx, gw
+
+        node = begin(back, (x, w), (keep(x) if need_w else None, keep(w) if need_x else None, keep(offsets)))
+    out = matmul_kernel((rows, n), x.item)
+    return out if node is None else attach(out, node)
 
 
 # --- softmax, norms, embedding, loss --------------------------------------------------------------------------------------------
@@ -617,6 +887,20 @@ def softmax(t: Tensor) -> Tensor:
 
         record(out, back, (t,), (out.st,))
     return out
+
+
+def safe_softmax(t: Tensor) -> Tensor:
+    """``_safe_softmax``: rows of -inf alone become zeros (a byte mask, its reduction to rows, an in-place fill)."""
+    out = softmax(t)
+    masked = Tensor(t.shape, 1)
+    rows = Tensor(t.shape[:-1] + (1,), 1)
+    del masked, rows
+    return out
+
+
+def softmax_as(t: Tensor, item: int) -> Tensor:
+    """``F.softmax(t, dim=-1, dtype=..)`` to a type of `item` bytes that is not wider: converted first."""
+    return softmax(cast(t, item))
 
 
 def softmax_fp32(t: Tensor) -> Tensor:

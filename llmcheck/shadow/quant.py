@@ -10,70 +10,59 @@ from math import prod
 from typing import Any
 
 from llmcheck.shadow import ops
-from llmcheck.shadow.families.base import CausalLM
 from llmcheck.shadow.module import Build, Linear, Module
 from llmcheck.shadow.tensor import Param, Storage, Tensor, attach, begin, cur
 from llmcheck.units import ceil_div
 
 BLOCK = 64  # elements a scale (bitsandbytes.functional.quantize_4bit)
 BLOCK2 = 256  # scales a second-level scale
-_SMALL = 512  # what the allocator makes of the code table and of the offset
 
 
-class Linear4bit(Module):
-    """``bnb.nn.Linear4bit`` with NF4 and double quantisation."""
+class PackedWeight:
+    """The 4-bit form of a linear layer's weight and its scales. Allocations in the order of ``quantize_4bit``."""
 
-    def __init__(self, base: Linear) -> None:
-        n, k = base.weight.shape
-        numel = n * k
-        item = base.weight.item
-        before, cur.category = cur.category, "weights"
-        packed = Storage(ceil_div(numel, 2))
-        absmax = Storage(4 * ceil_div(numel, BLOCK))
+    __slots__ = ("shape", "item", "packed", "state")
+
+    def __init__(self, weight: Param, build: QuantBuild) -> None:
+        n, k = weight.shape
+        self.shape = (n, k)
+        self.item = weight.item
+        blocks = ceil_div(n * k, BLOCK)
+        absmax = Storage(4 * blocks)
+        self.packed = Storage(ceil_div(n * k, 2))
         code = Storage(64)
         offset = Storage(4)
-        centred = Storage(4 * ceil_div(numel, BLOCK))
-        absmax8 = Storage(ceil_div(numel, BLOCK))
-        absmax32 = Storage(4 * ceil_div(ceil_div(numel, BLOCK), BLOCK2))
+        centred = Storage(4 * blocks)
+        build.make_map()
+        absmax32 = Storage(4 * ceil_div(blocks, BLOCK2))
+        absmax8 = Storage(blocks)
+        self.state = (code, offset, absmax8, absmax32)
         del absmax, centred
-        cur.category = before
-        self.state = [code, offset, absmax8, absmax32]
-        self.weight = Param((n, k), item, st=packed)
-        self.weight.req = False
-        self.bias = base.bias
 
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
-
-    def _unpack(self) -> Storage:
-        n, k = self.weight.shape
+    def _unpack(self, num_scales: int) -> tuple[Storage, list[Storage]]:
+        """The weight in the model's type, and the fp32 vectors of scales made on the way."""
+        n, k = self.shape
         before, cur.category = cur.category, "unpacked_weights"
-        scales = Storage(4 * ceil_div(n * k, BLOCK))
-        unpacked = Storage(n * k * self.weight.item)
-        del scales
+        scales = [Storage(4 * ceil_div(n * k, BLOCK)) for _ in range(num_scales)]
+        unpacked = Storage(n * k * self.item)
         cur.category = before
-        return unpacked
+        return unpacked, scales
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor, biased: bool) -> Tensor:
         """``MatMul4Bit``: a Python function; it saves nothing but the packed weight."""
         lead, k = x.shape[:-1], x.shape[-1]
-        n = self.weight.shape[0]
-        unpacked = self._unpack()
-        out = ops.matmul_kernel(lead + (n,), x.item, self.bias is not None)
-        del unpacked
+        n = self.shape[0]
+        unpacked, scales = self._unpack(2)
+        out = ops.matmul_kernel(lead + (n,), x.item, biased)
+        del scales, unpacked
         if not (cur.grad and x.req):
             return out
         shape, item = x.shape, x.item
-        owner = self
 
         def back(s: Any, g: Tensor) -> tuple[Tensor]:
             g = ops.contiguous(g)
-            weight = owner._unpack()
+            weight, sums = self._unpack(1)
+            del sums
             gx = ops.matmul_kernel(shape, item)
             del weight
             return (gx,)
@@ -81,33 +70,38 @@ class Linear4bit(Module):
         return attach(out, begin(back, (x,), ()))
 
 
-def quantize(model: CausalLM, build: Build) -> None:
-    """Replace every linear layer but the head, one after the other, and take the fp32 detour of the rest.
+class QuantBuild(Build):
+    """Construction with each linear layer but the head quantised as soon as its weight is there, as loading a checkpoint does."""
 
-    ``prepare_model_for_kbit_training`` casts what is not quantised to fp32; ``deepspeed.initialize`` casts it back.
-    """
-    head = getattr(model, "lm_head", None) or getattr(model, "embed_out", None)
-    for module in list(model.modules()):
-        for key, value in list(module.__dict__.items()):
-            if type(value) is Linear and value is not head:
-                setattr(module, key, Linear4bit(value))
-            elif type(value) is list:
-                for i, item in enumerate(value):
-                    if type(item) is Linear:
-                        value[i] = Linear4bit(item)
+    def __init__(self, item: int, vocab_size: int) -> None:
+        super().__init__(item)
+        self.vocab_size = vocab_size
+        self.map: Storage | None = None
 
+    def make_map(self) -> None:
+        """The second-level quantisation map, 256 fp32 values, shared by all layers."""
+        if self.map is None:
+            self.map = Storage(1024)
 
-def rest(model: Module) -> list[Param]:
-    """The parameters that stay in the model's own type."""
-    packed = {id(m.weight) for m in model.modules() if isinstance(m, Linear4bit)}
-    return [p for p in model.parameters() if id(p) not in packed]
+    def finish(self, module: Module) -> None:
+        if type(module) is not Linear or module.weight.shape[0] == self.vocab_size:
+            return
+        before, cur.category = cur.category, "weights"
+        module.packed = PackedWeight(module.weight, self)
+        module.weight.st = module.packed.packed
+        module.weight.req = False
+        cur.category = before
 
 
 def cast_rest(model: Module, item: int) -> None:
-    """Give the unquantised parameters another element size, one by one."""
+    """Give the unquantised, frozen parameters another element size, one by one.
+
+    ``prepare_model_for_kbit_training`` casts them to fp32; ``deepspeed.initialize`` casts them back.
+    """
+    packed = {id(m.weight) for m in model.modules() if isinstance(m, Linear) and m.packed is not None}
     before, cur.category = cur.category, "weights"
-    for p in rest(model):
-        if not p.req and p.item != item:
+    for p in model.parameters():
+        if id(p) not in packed and p.item != item:
             p.item = item
             p.st = Storage(prod(p.shape) * item)
     cur.category = before

@@ -164,9 +164,7 @@ def _family(model: ModelSpec) -> Family:
     return family
 
 
-def _required_bytes(
-    model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rank: int, shown: Replay, overhead: int
-) -> int:
+def _required_bytes(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rank: int, shown: Replay, overhead: int) -> int:
     """Smallest ``total_memory`` of a GPU on which the rank runs, to 1/256 of itself (at most 64 MiB above the true one)."""
     low = max(shown.peak_allocated_bytes(True), shown.peak_allocated_bytes(False))
     flat = _flatten_bytes(model, recipe)

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 Shape = tuple[int, ...]
 
@@ -44,7 +44,21 @@ class Tape:
 class Context:
     """What the running code looks up: the tape's lists, the grad mode, the category and stream of new storages."""
 
-    __slots__ = ("tape", "events", "sizes", "categories", "streams", "grad", "category", "stream", "seq", "pack", "hooks", "kernels", "liger")
+    __slots__ = (
+        "tape",
+        "events",
+        "sizes",
+        "categories",
+        "streams",
+        "grad",
+        "category",
+        "stream",
+        "seq",
+        "pack",
+        "hooks",
+        "kernels",
+        "liger",
+    )
 
     def __init__(self) -> None:
         self.reset(Tape())
@@ -154,7 +168,7 @@ class Node:
         else:
             self.saved = [pack(s) for s in saved]
             self.packed = True
-        self.shapes = shapes  # of the inputs, where broadcasting may need a reduction
+        self.shapes = shapes  # of the inputs (or `Like`), where broadcasting may need a reduction or mixed types a conversion
         self.category = c.category  # the backward pass books its temporaries where the forward did
         self.buf: Any = None
         self.deps = 0
@@ -309,6 +323,27 @@ def sum_to(g: Tensor, shape: Shape) -> Tensor:
     return out
 
 
+class Like(NamedTuple):
+    """Shape and element size that a gradient must have."""
+
+    shape: Shape
+    item: int
+
+
+def fit(grads: list[Tensor | None], metas: Sequence[Any]) -> None:
+    """``validate_outputs``: one gradient after the other is summed to its input's shape and converted to its type."""
+    for i, meta in enumerate(metas):
+        g = grads[i]
+        if g is None or meta is None:
+            continue
+        if type(meta) is Like:
+            grads[i] = g = sum_to(g, meta.shape)
+            if g.item != meta.item:
+                grads[i] = g = Tensor(g.shape, meta.item, None, g.strides)
+        elif g.shape != meta:
+            grads[i] = g = sum_to(g, meta)
+
+
 _generation = 0
 
 
@@ -361,11 +396,10 @@ def backward(root: Tensor) -> None:
                 saved = None
             else:
                 outs = fn(saved, g)
+            outs = list(outs)
             shapes = node.shapes
             if shapes is not None:
-                outs = [o if o is None else sum_to(o, s) for o, s in zip(outs, shapes, strict=True)]
-            else:
-                outs = list(outs)
+                fit(outs, shapes)
             g = saved = node.saved = node.fn = fn = None
             edges = node.edges
             node.edges = None

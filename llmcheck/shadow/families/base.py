@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmcheck.errors import UserError
 from llmcheck.shadow.module import Build, Module
 from llmcheck.shadow.tensor import Tensor
 
@@ -40,6 +41,20 @@ class Family:
     linear_targets: tuple[str, ...] = ()
     attention_targets: tuple[str, ...] = ()
     supports_sdpa: bool = True
+    approximate: str = ""  # why the forward is only like the real one's; empty where it was written along its code
+
+
+def attention_kind(run: Run, model: str, *, sdpa: bool = True, flash: bool = True) -> str:
+    """The attention that transformers runs: eager where the family has no SDPA. FlashAttention where it has none is an error."""
+    if run.attention == "flash" and not flash:
+        raise UserError(
+            f"{model} cannot run with FlashAttention",
+            code="attention",
+            where="--attention",
+            why="transformers has no such implementation of this model",
+            hint="--attention sdpa" if sdpa else "--attention eager",
+        )
+    return "eager" if run.attention == "sdpa" and not sdpa else run.attention
 
 
 class CausalLM(Module):

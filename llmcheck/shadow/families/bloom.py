@@ -9,7 +9,7 @@ from typing import Any
 
 from llmcheck.shadow import ops
 from llmcheck.shadow.attention import causal_mask
-from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
+from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
 from llmcheck.shadow.loss import head_and_loss
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import NoGrad, Tensor, attach, begin, cur, keep
@@ -32,17 +32,13 @@ def dropout_add(x: Tensor, residual: Tensor, prob: float) -> Tensor:
 
 def _gelu_forward(x: Tensor) -> Tensor:
     """``x * 0.5 * (1 + tanh(c * x * (1 + d * x * x)))``."""
-    return ops.mul(
-        ops.scale(x), ops.add_scalar(ops.tanh(ops.mul(ops.scale(x), ops.add_scalar(ops.mul(ops.scale(x), x)))))
-    )
+    return ops.mul(ops.scale(x), ops.add_scalar(ops.tanh(ops.mul(ops.scale(x), ops.add_scalar(ops.mul(ops.scale(x), x))))))
 
 
 def _gelu_back(g: Tensor, x: Tensor) -> Tensor:
     tanh_out = ops.tanh(ops.mul(ops.scale(x), ops.add_scalar(ops.mul(ops.scale(x), x))))
     ff = ops.add(
-        ops.mul(
-            ops.scale(x), ops.mul(ops.add_scalar(ops.mul(tanh_out, tanh_out)), ops.add_scalar(ops.mul(ops.scale(x), x)))
-        ),
+        ops.mul(ops.scale(x), ops.mul(ops.add_scalar(ops.mul(tanh_out, tanh_out)), ops.add_scalar(ops.mul(ops.scale(x), x)))),
         ops.scale(ops.add_scalar(tanh_out)),
     )
     return ops.mul(ff, g)
@@ -156,6 +152,7 @@ class BloomModel(Module):
     positional = 1
 
     def __init__(self, build: Build, config: Config, run: Run) -> None:
+        self.kind = attention_kind(run, "BLOOM", sdpa=False, flash=False)
         self.num_heads = config.n_head
         self.word_embeddings = Embedding(build, config.vocab_size, config.hidden_size)
         self.word_embeddings_layernorm = LayerNorm(build, config.hidden_size)
@@ -169,7 +166,7 @@ class BloomModel(Module):
         batch_size, seq_length, _ = inputs_embeds.shape
         hidden_states = self.word_embeddings_layernorm(inputs_embeds)
         alibi = build_alibi_tensor(attention_mask, self.num_heads, hidden_states.item)
-        mask = causal_mask("eager", batch_size, seq_length, inputs_embeds.item)  # there is no SDPA for BLOOM
+        mask = causal_mask(self.kind, batch_size, seq_length, inputs_embeds.item)
         for block in self.h:
             outputs = block(hidden_states, alibi, mask)
             hidden_states = outputs[0]
@@ -190,14 +187,10 @@ class BloomForCausalLM(CausalLM):
         return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
 
 
-def _build(build: Build, config: Config, run: Run) -> CausalLM:
-    return BloomForCausalLM(build, config, run)
-
-
 FAMILIES = (
     Family(
         "bloom",
-        _build,
+        BloomForCausalLM,
         {},
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         ("query_key_value", "dense"),

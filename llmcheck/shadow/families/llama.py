@@ -5,11 +5,10 @@ Written along ``transformers/models/llama/modeling_llama.py`` (5.17), with the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmcheck.shadow import liger, ops
-from llmcheck.shadow.activations import activation
+from llmcheck.shadow import activations, liger, ops
 from llmcheck.shadow.attention import attention_interface, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.loss import head_and_loss
@@ -18,12 +17,12 @@ from llmcheck.shadow.tensor import NoGrad, Tensor, cur
 
 
 class RotaryEmbedding(Module):
-    """cos and sin [1, s, d] in the model's type; the inverse frequencies are two small fp32 buffers."""
+    """cos and sin [1, s, d] in the model's type (or of `item` bytes); the inverse frequencies are two small fp32 buffers."""
 
     positional = 1
 
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
+    def __init__(self, dim: int, item: int = 0) -> None:
+        self.dim, self.item = dim, item
         self.inv_freq = Tensor((dim // 2,), 4)
         self.original_inv_freq = Tensor((dim // 2,), 4)
 
@@ -35,7 +34,7 @@ class RotaryEmbedding(Module):
             emb = ops.cat((freqs, freqs))
             cos = ops.scale(ops.unary(emb))
             sin = ops.scale(ops.unary(emb))
-            return ops.cast(cos, x.item), ops.cast(sin, x.item)
+            return ops.cast(cos, self.item or x.item), ops.cast(sin, self.item or x.item)
 
 
 def rotate_half(x: Tensor) -> Tensor:
@@ -55,8 +54,24 @@ def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tupl
     return q_embed, k_embed
 
 
+def apply_partial_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Only the first elements of each head are turned, as many as `cos` has (Phi-3's)."""
+    if cur.liger:
+        return liger.rope(q, k, cos, sin)
+    cos = ops.unsqueeze(cos, 1)
+    sin = ops.unsqueeze(sin, 1)
+    rotary_dim, head_dim = cos.shape[-1], q.shape[-1]
+    q_rot, q_pass = ops.narrow(q, -1, rotary_dim), ops.narrow(q, -1, head_dim - rotary_dim)
+    k_rot, k_pass = ops.narrow(k, -1, rotary_dim), ops.narrow(k, -1, head_dim - rotary_dim)
+    q_embed = ops.cat((ops.add(ops.mul(q_rot, cos), ops.mul(rotate_half(q_rot), sin)), q_pass))
+    k_embed = ops.cat((ops.add(ops.mul(k_rot, cos), ops.mul(rotate_half(k_rot), sin)), k_pass))
+    return q_embed, k_embed
+
+
 class LlamaAttention(Module):
-    """Separate projections for query, key and value. `qk_norm`: each head's query and key are normed before they are turned."""
+    """Separate projections for query, key and value. `qk_norm`: each head's query and key are normed before they are turned; `rope`:
+    they are turned; `softcap`: the eager path caps its scores.
+    """
 
     positional = 0
 
@@ -70,12 +85,13 @@ class LlamaAttention(Module):
         out_bias: bool = False,
         qk_norm: bool = False,
         rope: bool = True,
+        softcap: bool = False,
         rotary: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = apply_rotary_pos_emb,
     ) -> None:
         self.kind = run.attention
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
-        self.use_rope, self.apply_rotary_pos_emb = rope, rotary
+        self.use_rope, self.apply_rotary_pos_emb, self.softcap = rope, rotary, softcap
         h, d = config.hidden_size, self.head_dim
         self.q_proj = Linear(build, h, config.num_attention_heads * d, bias)
         self.k_proj = Linear(build, h, config.num_key_value_heads * d, bias)
@@ -99,7 +115,9 @@ class LlamaAttention(Module):
         if self.use_rope:
             cos, sin = position_embeddings
             query_states, key_states = self.apply_rotary_pos_emb(query_states, key_states, cos, sin)
-        attn_output, attn_weights = attention_interface(self.kind, query_states, key_states, value_states, attention_mask, self.dropout)
+        attn_output, attn_weights = attention_interface(
+            self.kind, query_states, key_states, value_states, attention_mask, self.dropout, self.softcap
+        )
         attn_output = ops.contiguous(ops.reshape(attn_output, *input_shape, -1))
         attn_output = self.o_proj(attn_output)
         return attn_output, attn_weights
@@ -110,7 +128,7 @@ class GatedMLP(Module):
         self.gate_proj = Linear(build, hidden, intermediate, bias)
         self.up_proj = Linear(build, hidden, intermediate, bias)
         self.down_proj = Linear(build, intermediate, hidden, bias)
-        self.act_fn = Activation(activation(act))
+        self.act_fn = Activation(activations.get(act))
 
     def forward(self, x: Tensor) -> Tensor:
         down_proj: Tensor
@@ -124,7 +142,9 @@ class GatedMLP(Module):
 class LlamaDecoderLayer(CheckpointedLayer):
     """Norm, attention, norm, MLP, each pair with a residual connection around it."""
 
-    def __init__(self, build: Build, config: Config, self_attn: Module, mlp: Module, norm: Callable[[Build, int], Module] = RMSNorm) -> None:
+    def __init__(
+        self, build: Build, config: Config, self_attn: Module, mlp: Module, norm: Callable[[Build, int], Module] = RMSNorm
+    ) -> None:
         self.self_attn = self_attn
         self.mlp = mlp
         self.input_layernorm = norm(build, config.hidden_size)
@@ -157,6 +177,7 @@ class LlamaModel(Module):
 
     positional = 0
     both_masks = False  # the mask of the sliding window is made even where no layer uses it
+    embedding_dropout = 0.0
 
     def __init__(
         self,
@@ -182,6 +203,10 @@ class LlamaModel(Module):
         """The embedding and what the model does to it at once."""
         return owner.embed(self.embed_tokens, input_ids)
 
+    def mask(self, batch: int, seq: int, item: int, window: int | None) -> Tensor | None:
+        """The mask of the layers with this window."""
+        return causal_mask(self.kind, batch, seq, item, window)
+
     def positions(self, hidden_states: Tensor, position_ids: Tensor) -> list[Any]:
         """The position embeddings of each layer."""
         return [self.rotary_emb(hidden_states, position_ids)] * len(self.layers)
@@ -190,8 +215,9 @@ class LlamaModel(Module):
         inputs_embeds = self.embed(input_ids, owner)
         position_ids = Tensor((1, input_ids.shape[1]), 8)
         b, s = input_ids.shape
-        masks = {w: causal_mask(self.kind, b, s, inputs_embeds.item, w) for w in self.mask_windows}
+        masks = {w: self.mask(b, s, inputs_embeds.item, w) for w in self.mask_windows}
         hidden_states = inputs_embeds
+        hidden_states = ops.dropout(hidden_states, self.embedding_dropout)
         position_embeddings = self.positions(hidden_states, position_ids)
         for decoder_layer, window, position in zip(self.layers, self.windows, position_embeddings, strict=True):
             hidden_states = decoder_layer(hidden_states, masks[window], position)
@@ -224,7 +250,7 @@ def mask_windows(config: Config, both: bool) -> list[int | None]:
 class LlamaForCausalLM(CausalLM):
     """`model`, a head without bias (`tie_word_embeddings`: the embedding's weight), the loss. `post`: what happens to the logits."""
 
-    def __init__(self, build: Build, config: Config, run: Run, model: LlamaModel, post: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, build: Build, config: Config, run: Run, model: LlamaModel, post: Sequence[Callable[[Tensor], Tensor]] = ()) -> None:
         self.loss, self.post = run.loss, post
         self.model = model
         self.lm_head = Linear(build, config.hidden_size, config.vocab_size)

@@ -175,5 +175,3 @@ class Bf16Optimizer(_Replicated):
         self.optimizer.step([self.partition.size])
         for p in self.params:
             p.grad = None
-
-

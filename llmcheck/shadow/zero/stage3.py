@@ -371,7 +371,11 @@ class Hooks:
         """``LinearFunctionForZeroStage3``: saves after its forward; returns plain gradients."""
         lead, k = x.shape[:-1], x.shape[-1]
         n, rows = w.shape[0], prod(x.shape[:-1])
-        copy = Tensor(x.shape, x.item) if x.strides is not None and len(lead) > 1 and ops.view_strides(x.shape, x.strides, (rows, k)) is False else None
+        copy = (
+            Tensor(x.shape, x.item)
+            if x.strides is not None and len(lead) > 1 and ops.view_strides(x.shape, x.strides, (rows, k)) is False
+            else None
+        )
         out = ops.matmul_kernel(lead + (n,), x.item, len(lead) == 1 and b is not None)
         del copy
         need_x, need_w, need_b = x.req, w.req, b is not None and b.req
@@ -412,7 +416,9 @@ def _forward(module: Module, args: tuple[Any, ...]) -> Any:
 class Stage3:
     """Optimizer of one rank under stage 3."""
 
-    def __init__(self, model: Module, build: Stage3Build, settings: ZeroSettings, *, rank: int, world: int, item: int, optimizer: OptimizerState):
+    def __init__(
+        self, model: Module, build: Stage3Build, settings: ZeroSettings, *, rank: int, world: int, item: int, optimizer: OptimizerState
+    ):
         self.model, self.build, self.settings = model, build, settings
         self.rank, self.world, self.item, self.optimizer = rank, world, item, optimizer
         self.coordinator = Coordinator(settings, world)
