@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmcheck.catalog.gpus import find_gpu
-from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, TrainingRecipe
+from llmcheck.steptime.shape import read_shape
+from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, Offload, Optimizer, TrainingRecipe
 
 DATA = Path(__file__).parent / "data"
-H100 = "h100-sxm-80g"
+H100 = "H100"
+OPTIMIZERS: dict[str, Optimizer] = {"fused": "fused-adam", "torch": "adamw", "offload": "cpu-adam"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class Case:
 
 def spec(name: str, config: dict[str, Any], num_params: int) -> ModelSpec:
     """A model by its configuration."""
-    return ModelSpec(name=name, family=config["model_type"], config=config, source="benchmarks/steptime/data/models.json", num_params=num_params)
+    return ModelSpec(
+        name=name, family=config["model_type"], config=config, source="benchmarks/steptime/data/models.json", num_params=num_params
+    )
 
 
 def groundtruth() -> Iterator[Case]:
@@ -40,13 +45,23 @@ def groundtruth() -> Iterator[Case]:
         row = json.loads(line)
         lora = row["method"] == "lora"
         zero = dict(row.get("ds", {}).get("zero_optimization", {}), stage=row["zero"])
-        offload = "params" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
-        optimizer = {"fused": "fused-adam", "torch": "adamw", "offload": "cpu-adam"}[row["optimizer"]]
+        offload: Offload = "params" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
+        optimizer = OPTIMIZERS[row["optimizer"]]
         recipe = TrainingRecipe(
-            method=row["method"], lora=LoraSpec(rank=row["lora_r"]) if lora else None, precision=row["dtype"], optimizer=optimizer,
-            zero_stage=row["zero"], offload=offload, checkpointing=row["ckpt"], attention=row["attn"],
-            loss="liger" if row.get("liger") else "hf", micro_batch_size=row["mbs"], grad_accum_steps=row["accum"], seq_len=row["seq"],
-            allocator="expandable" if row.get("alloc_conf") else "native", deepspeed={"zero_optimization": zero},
+            method=row["method"],
+            lora=LoraSpec(rank=row["lora_r"]) if lora else None,
+            precision=row["dtype"],
+            optimizer=optimizer,
+            zero_stage=row["zero"],
+            offload=offload,
+            checkpointing=row["ckpt"],
+            attention=row["attn"],
+            loss="liger" if row.get("liger") else "hf",
+            micro_batch_size=row["mbs"],
+            grad_accum_steps=row["accum"],
+            seq_len=row["seq"],
+            allocator="expandable" if row.get("alloc_conf") else "native",
+            deepspeed={"zero_optimization": zero},
         )
         cluster = ClusterSpec(gpu=find_gpu(H100), gpus_per_node=row["world"])
         tags = [row["method"], f"z{row['zero']}", f"w{row['world']}", f"b{row['mbs']}", f"s{row['seq']}", "ck" if row["ckpt"] else "nc"]
@@ -58,5 +73,55 @@ def groundtruth() -> Iterator[Case]:
         tags += [f"cap{row['cap_gib']}"] if row.get("cap_gib") else []
         tags += [",".join(k for k in row["ds"]["zero_optimization"])] if row.get("ds") else []
         name = f"{row['model']} {' '.join(tags)}"
-        yield Case(name, spec(row["model"], models[row["model"]], row["n_params"]), recipe, cluster,
-                   row["step_s"], True, row)
+        yield Case(name, spec(row["model"], models[row["model"]], row["n_params"]), recipe, cluster, row["step_s"], True, row)
+
+
+def published() -> Iterator[Case]:
+    """Other people's speeds, column `group` says which kind. MPT models are written ``gpt2:width:layers:heads:vocabulary``."""
+    models = json.loads((DATA / "models.json").read_text())
+    with (DATA / "published.csv").open(newline="", encoding="utf-8") as file:
+        reader: Iterator[dict[str, Any]] = csv.DictReader(file)
+        for row in reader:
+            seq_len = int(row["seq_len"])
+            config = models.get(row["config"])
+            if config is None:
+                _, width, layers, heads, vocab = row["config"].split(":")
+                config = {
+                    "model_type": "gpt2",
+                    "n_embd": int(width),
+                    "n_layer": int(layers),
+                    "n_head": int(heads),
+                    "vocab_size": int(vocab),
+                    "n_positions": seq_len,
+                    "activation_function": "gelu",
+                    "tie_word_embeddings": True,
+                }
+            model = spec(row["model"], config, 0)
+            model = replace(model, num_params=read_shape(model).num_params)
+            full = row["method"] == "full"
+            recipe = TrainingRecipe(
+                method=row["method"],
+                lora=None if full else LoraSpec(rank=int(row["lora_rank"]), dropout=0.0, targets=_targets(row["group"])),
+                precision=row["precision"],
+                zero_stage=int(row["zero"]),
+                checkpointing=row["checkpointing"] == "True",
+                attention=row["attention"],
+                loss=row["loss"],
+                micro_batch_size=int(row["micro_batch"]),
+                grad_accum_steps=int(row["grad_accum"]),
+                seq_len=seq_len,
+            )
+            gpus, per_node = int(row["gpus"]), int(row["gpus_per_node"])
+            network = float(row["network_bytes_per_s"] or 25e9)
+            cluster = ClusterSpec(
+                gpu=find_gpu(row["gpu"]), num_nodes=gpus // per_node, gpus_per_node=per_node, inter_node_bytes_per_s=network
+            )
+            tokens = recipe.micro_batch_size * recipe.grad_accum_steps * seq_len
+            step_s = tokens / float(row["tokens_per_s_per_gpu"])
+            name = f"{row['id']} {row['model']} s{seq_len} b{row['micro_batch']}x{row['grad_accum']} {gpus}x{row['gpu']}"
+            name += " ck" if recipe.checkpointing else " nc"
+            yield Case(name, model, recipe, cluster, step_s, False, dict(row))
+
+
+def _targets(group: str) -> str:
+    return "attention" if group == "fitcheck T4" else "all-linear"

@@ -39,7 +39,7 @@ def states(model: ModelSpec, shape: Shape, recipe: TrainingRecipe, cluster: Clus
     if recipe.method != "full":
         trained, frozen = float(adapter_params(shape, recipe.lora)[0]), float(model.num_params)
         if recipe.lora is not None and recipe.lora.train_embeddings:
-            embeddings = shape.num_embedding_params + shape.num_head_params
+            embeddings = shape.num_embedding_params  # an untied head stays frozen
             trained, frozen = trained + embeddings, frozen - embeddings
     frozen_bytes = frozen * element
     if recipe.method == "qlora":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from llmcheck.planner.findings import findings
-from llmcheck.planner.plan import Plan
+from llmcheck.planner.plan import DataPrep, DataPrepWay, Plan
 from llmcheck.steptime.model import estimate as estimate_time
 from llmcheck.steptime.shape import Shape, read_shape
 from llmcheck.types import (
@@ -20,12 +20,21 @@ from llmcheck.types import (
     TrainingRecipe,
     Verdict,
 )
-from llmcheck.units import gib, round_up
+from llmcheck.units import MIB, gib, round_up
+
+Evidence = Literal["simulated-measured-kernels", "simulated-unmeasured-kernels", "conservative-stand-in"]
 
 # Half-width of the band of simulated memory, by evidence: the bars that benchmarks/ hold on rows the simulation has not seen (2 % of
 # reserved and process memory). Kernels that were not measured differ in workspaces of a few hundred MiB; a stand-in is built to
 # overestimate.
-ERROR_FRACTIONS = {"simulated-measured-kernels": 0.02, "simulated-unmeasured-kernels": 0.04, "conservative-stand-in": 0.15}
+ERROR_FRACTIONS: dict[Evidence, float] = {
+    "simulated-measured-kernels": 0.02,
+    "simulated-unmeasured-kernels": 0.04,
+    "conservative-stand-in": 0.15,
+}
+
+
+NOTABLE_BYTES = 256 * MIB  # differences between ranks below this stay inside the error band, and the final plan sees them
 
 
 class Simulate(Protocol):
@@ -41,15 +50,16 @@ class Tools(NamedTuple):
     simulate: Simulate
     host: Callable[[ModelSpec, TrainingRecipe, ClusterSpec], HostEstimate]
     complete: Callable[[ModelSpec, TrainingRecipe, ClusterSpec], TrainingRecipe]  # writes `recipe.deepspeed`
-    worst_rank: Callable[[ModelSpec, TrainingRecipe, ClusterSpec], int]
+    likely_rank: Callable[[ModelSpec, TrainingRecipe, ClusterSpec], int]  # the rank that a search looks at
+    suspects: Callable[[ModelSpec, TrainingRecipe, ClusterSpec], tuple[int, ...]]  # ranks that may need more than rank 0
 
     @staticmethod
     def real() -> Tools:
         """The simulation, the host model and DeepSpeed's configuration, imported when first needed."""
         from llmcheck.host import estimate as host
-        from llmcheck.shadow.run import simulate_rank
+        from llmcheck.shadow.run import simulate_rank, suspect_ranks
 
-        return Tools(simulate_rank, host, complete, worst_rank)
+        return Tools(simulate_rank, host, complete, likely_rank, suspect_ranks)
 
 
 def complete(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> TrainingRecipe:
@@ -62,28 +72,27 @@ def complete(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> 
     return replace(recipe, deepspeed=complete_config(recipe, world_size=cluster.num_gpus, hidden_size=hidden_size_of(model)))
 
 
-def worst_rank(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> int:
-    """The rank that needs most. Stages 1 and 2 cut one flat buffer, so a rank may touch a large parameter that others do not.
+def likely_rank(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> int:
+    """The rank that a search simulates: the one with the most gradients where that matters, else rank 0.
 
-    A rank's gradients are those of all parameters that touch its partition (2 bytes an element), and the norm copies its largest
-    piece to fp64: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py, get_flat_partition and get_grad_norm_direct.
+    Stages 1 and 2 cut one flat buffer, and a rank keeps the whole gradients of all parameters that touch its part (DeepSpeed 0.19.8
+    runtime/zero/stage_1_and_2.py, get_flat_partition).
     """
     ranks = cluster.num_gpus
-    if ranks == 1 or recipe.zero_stage not in (1, 2):
+    if ranks == 1 or recipe.zero_stage not in (1, 2) or recipe.method != "full":
         return 0
     from llmcheck.host import parameters_of
 
     sizes = [p.numel for p in parameters_of(model, recipe) if p.trainable]
     part = round_up(sum(sizes), 2 * ranks) // ranks
-    touched, largest = [0] * ranks, [0] * ranks
+    touched = [0] * ranks
     start = 0
     for size in sizes:
-        end = start + size
-        for rank in range(start // part, min(ranks - 1, (end - 1) // part) + 1):
+        for rank in range(start // part, min(ranks - 1, (start + size - 1) // part) + 1):
             touched[rank] += size
-            largest[rank] = max(largest[rank], min(end, (rank + 1) * part) - max(start, rank * part))
-        start = end
-    return max(range(ranks), key=lambda rank: (2 * touched[rank] + 8 * largest[rank], -rank))
+        start += size
+    most = max(range(ranks), key=lambda rank: (touched[rank], -rank))
+    return most if 2 * (touched[most] - touched[0]) > NOTABLE_BYTES else 0
 
 
 class Checked(NamedTuple):
@@ -125,15 +134,19 @@ class Evaluator:
         return estimate_time(self.model, recipe, self.cluster, shape=self.shape, num_samples=samples, num_tokens=tokens)
 
     def check(self, recipe: TrainingRecipe) -> Checked:
-        """Simulate the worst rank of `recipe` and judge it."""
+        """Simulate the rank of `recipe` that is likely the worst, and judge it."""
         recipe = self.tools.complete(self.model, recipe, self.cluster)
         key = repr(recipe)
         if key not in self._checked:
-            worst = self._simulate(recipe, self.tools.worst_rank(self.model, recipe, self.cluster))
+            worst = self._simulate(recipe, self.tools.likely_rank(self.model, recipe, self.cluster))
             host = self.tools.host(self.model, recipe, self.cluster)
             verdict, why = self.judge(worst, host)
             self._checked[key] = Checked(recipe, worst, host, self.time(recipe), verdict, why)
         return self._checked[key]
+
+    def known(self, recipe: TrainingRecipe) -> Checked | None:
+        """What `check` has found of a completed `recipe`, None when it was not asked yet."""
+        return self._checked.get(repr(recipe))
 
     @property
     def checked(self) -> tuple[Checked, ...]:
@@ -141,14 +154,13 @@ class Evaluator:
         return tuple(self._checked.values())
 
     def plan(self, recipe: TrainingRecipe) -> Plan:
-        """The whole plan of `recipe`, rank 0 included, with its findings."""
+        """The whole plan of `recipe`: rank 0 and every rank that may be worse, with its findings."""
         checked = self.check(recipe)
-        recipe, worst = checked.recipe, checked.worst
-        rank0 = worst if worst.rank == 0 else self._simulate(recipe, 0)
-        verdict, why = checked.verdict, checked.why
-        if worst.required_bytes < rank0.required_bytes:
-            worst = rank0  # the guess at the worst rank was wrong
-            verdict, why = self.judge(worst, checked.host)
+        recipe = checked.recipe
+        rank0 = worst = self._simulate(recipe, 0)
+        for rank in self.tools.suspects(self.model, recipe, self.cluster):
+            worst = max(worst, self._simulate(recipe, rank), key=lambda estimate: estimate.required_bytes)
+        verdict, why = self.judge(worst, checked.host)
         memory = MemoryEstimate(
             rank0=rank0,
             worst=worst,
@@ -166,8 +178,13 @@ class Evaluator:
             time=checked.time,
             verdict=verdict,
             reasons=(why,) if why else (),
+            data=self._data(recipe),
         )
         return replace(plan, findings=findings(plan, self.shape))
+
+    def reject(self, checked: Checked, plan: Plan) -> None:
+        """Remember that another rank of `checked` fails."""
+        self._checked[repr(checked.recipe)] = checked._replace(worst=plan.memory.worst, verdict=plan.verdict, why=plan.reasons[0])
 
     def judge(self, worst: RankEstimate, host: HostEstimate) -> tuple[Verdict, str]:
         """The verdict over GPU and host memory, and why it is not "fits"."""
@@ -190,6 +207,20 @@ class Evaluator:
             return "tight", "the allocator runs only by giving memory back and taking it again, which is slow and depends on versions"
         return "fits", ""
 
+    def _data(self, recipe: TrainingRecipe) -> DataPrep | None:
+        """Preparing the samples, when their number is given."""
+        num_samples = self._amount[0]
+        if num_samples is None:
+            return None
+        from llmcheck import dataprep
+
+        kind = dataprep.tokenizer_kind(self.model)
+        found = dataprep.estimate(num_samples, seq_len=recipe.seq_len, ranks_per_node=self.cluster.gpus_per_node, tokenizer=kind)
+        naive, ours = (
+            DataPrepWay(name=w.name, host_bytes=w.host_bytes, time_s=w.time_s, disk_bytes=w.disk_bytes) for w in (found.naive, found.ours)
+        )
+        return DataPrep(num_samples=num_samples, naive=naive, ours=ours, assumptions=found.assumptions)
+
     def _simulate(self, recipe: TrainingRecipe, rank: int) -> RankEstimate:
         key = f"{rank} {recipe!r}"
         if key not in self._ranks:
@@ -211,7 +242,7 @@ def evaluate(
     return Evaluator(model, cluster, tools=tools, num_samples=num_samples, num_tokens=num_tokens).plan(recipe)
 
 
-def _evidence(model: ModelSpec, cluster: ClusterSpec) -> str:  # narrowed below: the literals of MemoryEstimate
+def _evidence(model: ModelSpec, cluster: ClusterSpec) -> Evidence:
     if not model.family_known:
         return "conservative-stand-in"
     return "simulated-measured-kernels" if cluster.gpu.kernels_measured else "simulated-unmeasured-kernels"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from llmcheck.planner.plan import Finding, Plan
+from collections.abc import Iterable
+
+from llmcheck.planner.plan import Finding, Plan, Severity
 from llmcheck.steptime.shape import Shape
 from llmcheck.units import gib
 
@@ -21,6 +23,7 @@ STAND_IN = "LCM012"
 DISK = "LCM013"
 EAGER_ONLY = "LCM014"
 FROZEN_NOT_SHARDED = "LCM015"
+HOST_MEMORY_UNKNOWN = "LCM016"
 
 _FLASH_CAPABILITY = (8, 0)  # FlashAttention-2 needs Ampere or newer
 
@@ -28,8 +31,12 @@ _FLASH_CAPABILITY = (8, 0)  # FlashAttention-2 needs Ampere or newer
 def findings(plan: Plan, shape: Shape) -> tuple[Finding, ...]:
     """The findings of one plan by itself, errors first."""
     found = [*_gpu(plan, shape), *_limits(plan, shape), *_memory(plan, shape), *_speed(plan)]
-    order = {"error": 0, "warning": 1, "note": 2}
-    return tuple(sorted(found, key=lambda f: order[f.severity]))
+    return by_severity(found)
+
+
+def by_severity(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors first, notes last."""
+    return tuple(sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.severity)))
 
 
 def global_batch(asked: int, planned: int) -> Finding:
@@ -43,12 +50,13 @@ def global_batch(asked: int, planned: int) -> Finding:
     )
 
 
-def zero3_slower(ratio: float) -> Finding:
-    """ZeRO-3 was asked for although ZeRO-2 fits and is faster."""
+def zero3_slower(ratio: float, *, simulated: bool) -> Finding:
+    """ZeRO-3 was asked for although ZeRO-2 is faster and fits (`simulated`), or very likely does."""
+    fits = "fits too" if simulated else "probably fits too"
     return Finding(
         code=ZERO3_BOUND_BY_HOST,
         severity="warning",
-        message=f"ZeRO-3 is bound by Python here: its hooks run at every module. ZeRO-2 fits too and is {ratio:.1f} times as fast",
+        message=f"ZeRO-3 is bound by Python here: its hooks run at every module. ZeRO-2 {fits} and is {ratio:.1f} times as fast",
         fix="--zero 2",
         where="--zero",
     )
@@ -63,7 +71,9 @@ def _gpu(plan: Plan, shape: Shape) -> list[Finding]:
         message = "fp16 needs a loss scale and may overflow; this GPU has bf16 at the same speed and memory"
         out.append(Finding(code=FP16_INSTEAD_OF_BF16, severity="warning", message=message, fix="--precision bf16", where="--precision"))
     if recipe.attention == "flash" and gpu.vendor == "nvidia" and gpu.compute_capability < _FLASH_CAPABILITY:
-        message = f"FlashAttention-2 does not run on {gpu.title} (compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]})"
+        message = (
+            f"FlashAttention-2 does not run on {gpu.title} (compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]})"
+        )
         out.append(Finding(code=FLASH_UNSUPPORTED, severity="error", message=message, fix="--attention sdpa", where="--attention"))
     elif recipe.attention == "flash" and recipe.precision == "fp32":
         message = "FlashAttention-2 has no fp32 kernels"
@@ -79,15 +89,20 @@ def _limits(plan: Plan, shape: Shape) -> list[Finding]:
     limit = shape.max_positions
     if limit is not None and recipe.seq_len > limit and not shape.alibi:
         learned = shape.num_position_rows > 0
-        why = "it has no positions beyond them, and the run fails" if learned else "quality beyond them is not given without position scaling"
+        why = (
+            "it has no positions beyond them, and the run fails" if learned else "quality beyond them is not given without position scaling"
+        )
         message = f"{recipe.seq_len} tokens are more than the {limit} positions of {plan.model.name}: {why}"
-        severity = "error" if learned else "warning"
+        severity: Severity = "error" if learned else "warning"
         out.append(Finding(code=BEYOND_POSITIONS, severity=severity, message=message, fix=f"--seq-len {limit}", where="--seq-len"))
     host, node = plan.memory.host, plan.cluster.host_memory_bytes
     need = max(host.host_bytes_per_node, host.load_peak_bytes_per_node)
     if node is not None and need > node:
         message = f"needs {gib(need)} of host memory per node, which has {gib(node)}"
         out.append(Finding(code=HOST_MEMORY, severity="error", message=message, fix="offload less, or more nodes", where="--host-memory"))
+    if node is None and recipe.offload != "none":
+        message = f"offload needs {gib(need)} of host memory per node; whether it is there was not checked"
+        out.append(Finding(code=HOST_MEMORY_UNKNOWN, severity="note", message=message, fix="say --host-memory", where="--host-memory"))
     if plan.cluster.disk_bytes is not None and host.disk_bytes > plan.cluster.disk_bytes:
         message = f"needs {gib(host.disk_bytes)} of disk, there are {gib(plan.cluster.disk_bytes)}"
         out.append(Finding(code=DISK, severity="error", message=message, fix="keep fewer checkpoints", where="--disk"))

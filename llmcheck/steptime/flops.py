@@ -157,8 +157,13 @@ def model_flops_per_token(shape: Shape, seq_len: int, variant: Variant) -> float
         attention = 6.0 * layer.num_heads * (layer.qk_head_dim + layer.v_head_dim) * keys
         total += count * ((6.0 if trained else 4.0) * params + attention)
     head = shape.vocab_size * shape.embed_dim
-    total += (6.0 if trained or (variant.lora is not None and variant.lora.train_embeddings) else 4.0) * head
+    total += (6.0 if _trains_head(shape, variant) else 4.0) * head
     return total + 6.0 * adapter_params(shape, variant.lora)[0]
+
+
+def _trains_head(shape: Shape, variant: Variant) -> bool:
+    """The output projection has a gradient: in full fine-tuning, or as the trained embedding that it is tied to."""
+    return variant.method == "full" or (variant.lora is not None and variant.lora.train_embeddings and shape.tied)
 
 
 # --- one layer ---------------------------------------------------------------------------------------------------------------
@@ -378,7 +383,7 @@ def ends_forward(shape: Shape, batch: Batch, variant: Variant) -> Work:
         chunks = -(-r // rows)
         work.mm(rows, v, h, chunks)
         work.mm(rows, h, v, chunks)
-        if variant.method == "full":
+        if _trains_head(shape, variant):
             work.mm(v, h, rows, chunks)
             work.add(v * h * 3 * e * chunks, chunks)  # the weight gradient is summed chunk by chunk
         work.add(logits * 4 * e, 6 * chunks, 8 * chunks)
@@ -404,7 +409,7 @@ def ends_backward(shape: Shape, batch: Batch, variant: Variant) -> Work:
             _per_chunk(work, r, v, h)
             work.add(logits * ((e + 4) + 16), 4 * chunks, 8 * chunks)
         work.mm(r // chunks or 1, h, v, chunks)
-        if variant.method == "full":
+        if _trains_head(shape, variant):
             work.mm(v, h, r // chunks or 1, chunks)
         # scatter into zeros, log-softmax gradient (gradient and output read twice), copy to 16 bit
         work.add(logits * (4 + 20 + (4 + e) + 2 * e * caps), (4 + caps) * chunks, 10 * chunks)

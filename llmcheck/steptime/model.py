@@ -43,8 +43,8 @@ class Trained(NamedTuple):
         params, tensors = adapter_params(shape, recipe.lora)
         frozen = model.num_params
         if recipe.lora is not None and recipe.lora.train_embeddings:
-            embeddings = shape.num_embedding_params + shape.num_head_params
-            params, tensors, frozen = params + embeddings, tensors + (1 if shape.tied else 2), frozen - embeddings
+            embeddings = shape.num_embedding_params  # an untied head stays frozen
+            params, tensors, frozen = params + embeddings, tensors + 1, frozen - embeddings
         return Trained(params=params, tensors=tensors, frozen_params=frozen)
 
 

@@ -1,0 +1,167 @@
+"""What would change a plan: single changes, each simulated, with its bytes, its speed and its price in quality."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from llmcheck.planner import bounds, describe
+from llmcheck.planner.candidates import cost
+from llmcheck.planner.evaluate import Checked, Evaluator
+from llmcheck.planner.plan import Lever, PlanRequest
+from llmcheck.types import ClusterSpec, LoraSpec, TrainingRecipe
+from llmcheck.units import gib
+
+MAX_LEVERS = 5
+
+
+class Change(NamedTuple):
+    """One change, not yet simulated."""
+
+    title: str
+    flags: tuple[str, ...]
+    recipe: TrainingRecipe
+    cluster: ClusterSpec
+    quality: str
+    rank: float  # lower is tried first
+
+
+def levers(evaluator: Evaluator, request: PlanRequest, chosen: Checked, *, budget: float) -> tuple[Lever, ...]:
+    """At most five changes to `chosen`, those that help most first; new simulations cost at most about `budget` units."""
+    failing = chosen.verdict != "fits"
+    found: list[Lever] = []
+    spent = 0.0
+    for change in sorted(_changes(evaluator, request, chosen), key=lambda c: c.rank):
+        other = evaluator if change.cluster == evaluator.cluster else Evaluator(evaluator.model, change.cluster, tools=evaluator.tools)
+        recipe = _completed(change, request, evaluator)
+        if other.known(recipe) is None:
+            if spent >= budget:
+                continue
+            spent += cost(recipe, evaluator.shape)
+        checked = other.check(recipe)
+        delta = checked.worst.required_bytes - chosen.worst.required_bytes
+        speed = checked.time.tokens_per_s / chosen.time.tokens_per_s
+        if checked.verdict == "does-not-fit" and (not failing or delta >= 0):
+            continue  # no use: it does not fit, and frees nothing that is needed
+        found.append(
+            Lever(
+                title=change.title,
+                flags=change.flags,
+                delta_bytes=delta,
+                speed_ratio=speed,
+                quality=change.quality,
+                verdict=checked.verdict,
+            )
+        )
+    if failing:
+        found += _bigger_gpu(evaluator, chosen)
+    order = {"fits": 0, "tight": 1, "does-not-fit": 2}
+    return tuple(sorted(found, key=lambda lv: (order[lv.verdict], -lv.speed_ratio, lv.delta_bytes))[:MAX_LEVERS])
+
+
+def _completed(change: Change, request: PlanRequest, evaluator: Evaluator) -> TrainingRecipe:
+    """The changed recipe with its DeepSpeed configuration, the user's file merged in where it allows the change."""
+    if request.ds_config is None:
+        return evaluator.tools.complete(evaluator.model, replace(change.recipe, deepspeed={}), change.cluster)
+    from llmcheck.dsconfig import complete, hidden_size_of
+    from llmcheck.errors import UserError
+
+    hidden = hidden_size_of(evaluator.model)
+    try:
+        config = complete(change.recipe, request.ds_config, world_size=change.cluster.num_gpus, hidden_size=hidden)
+    except UserError:  # the file fixes what the lever changes: the lever stands for a changed file
+        config = complete(change.recipe, None, world_size=change.cluster.num_gpus, hidden_size=hidden)
+    return replace(change.recipe, deepspeed=config)
+
+
+def _changes(evaluator: Evaluator, request: PlanRequest, chosen: Checked) -> Iterator[Change]:
+    """Every single change that could matter. Changes that closed forms show to be useless are left out."""
+    recipe, cluster = replace(chosen.recipe, deepspeed={}), evaluator.cluster
+    memory, need = cluster.gpu.memory_bytes, chosen.worst.required_bytes
+    now = bounds.guess_bytes(evaluator.model, evaluator.shape, recipe, cluster)
+    for change in _all_changes(evaluator, request, recipe):
+        if change.recipe == recipe and change.cluster == cluster:
+            continue
+        after = bounds.guess_bytes(evaluator.model, evaluator.shape, change.recipe, change.cluster) * need / now
+        if chosen.verdict == "fits":
+            if after <= 1.1 * memory:
+                yield change
+        elif after < need:
+            # those that free enough come first, then by their own order
+            yield change._replace(rank=change.rank + (0 if after <= memory else 10))
+
+
+def _best_of(evaluator: Evaluator, method: str, stage: int | None = None) -> TrainingRecipe | None:
+    """The fastest recipe of another kind that the search has already found to fit."""
+    fitting = [c for c in evaluator.checked if c.verdict == "fits" and c.recipe.method == method and stage in (None, c.recipe.zero_stage)]
+    best = max(fitting, key=lambda c: c.time.tokens_per_s, default=None)
+    return None if best is None else replace(best.recipe, deepspeed={})
+
+
+def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRecipe) -> Iterator[Change]:
+    cluster, shape = evaluator.cluster, evaluator.shape
+
+    def change(title: str, flags: tuple[str, ...], new: TrainingRecipe, quality: str, rank: float, on: ClusterSpec = cluster) -> Change:
+        return Change(title, flags, replace(new, deepspeed={}), on, describe.QUALITY.get(quality, quality), rank)
+
+    if recipe.checkpointing:
+        new = replace(recipe, checkpointing=False)
+        yield change("keep activations (no checkpointing)", ("--checkpointing", "off"), new, "none", 2)
+    else:
+        yield change("recompute activations (checkpointing)", ("--checkpointing", "on"), replace(recipe, checkpointing=True), "none", 1)
+    if recipe.loss == "hf":
+        yield change("loss in chunks of tokens", ("--loss", "chunked"), replace(recipe, loss="chunked"), "none", 1.5)
+        if shape.has_sdpa:
+            new = replace(recipe, loss="liger")
+            yield change("Liger kernels (needs the package)", ("--loss", "liger"), new, "none", 3.5)
+    if recipe.attention == "eager" and shape.has_sdpa:
+        yield change("fused attention", ("--attention", "sdpa"), replace(recipe, attention="sdpa"), "none", 1)
+    if recipe.micro_batch_size > 1:
+        half = recipe.micro_batch_size // 2
+        fixed = request.global_batch_size is not None
+        new = replace(recipe, micro_batch_size=half, grad_accum_steps=recipe.grad_accum_steps * (2 if fixed else 1))
+        yield change(f"micro-batch {half} instead of {recipe.micro_batch_size}", ("--micro-batch", str(half)), new, "none", 2.5)
+    if recipe.method == "full" and recipe.optimizer != "adam-8bit" and recipe.offload == "none":
+        new = replace(recipe, optimizer="adam-8bit")
+        yield change("8-bit Adam (needs bitsandbytes)", ("--optimizer", "adam-8bit"), new, "adam-8bit", 4)
+    if recipe.method == "full":
+        lora = LoraSpec(rank=request.lora_rank or 16)
+        new = replace(recipe, method="lora", lora=lora, offload="none", optimizer="fused-adam", zero_stage=min(recipe.zero_stage, 2) or 2)
+        new = _best_of(evaluator, "lora") or new
+        yield change(f"LoRA r{lora.rank} instead of full fine-tuning", ("--method", "lora"), new, "lora", 3)
+    elif recipe.method == "lora" and recipe.zero_stage < 3:
+        yield change("QLoRA: 4-bit base weights", ("--method", "qlora"), replace(recipe, method="qlora"), "qlora", 3)
+    if recipe.method != "full" and recipe.lora is not None and recipe.lora.train_embeddings:
+        new = replace(recipe, lora=replace(recipe.lora, train_embeddings=False))
+        yield change("freeze the embeddings (leave --train-embeddings out)", (), new, "new tokens are not learnt", 1.2)
+    if cluster.num_gpus > 1 and recipe.method != "qlora" and recipe.zero_stage < 3:
+        new = _best_of(evaluator, recipe.method, 3) or replace(recipe, zero_stage=3)
+        yield change("ZeRO-3: weights sharded too", ("--zero", "3"), new, "none", 3)
+    if recipe.method == "full" and recipe.offload == "none" and recipe.zero_stage >= 1:
+        new = replace(recipe, offload="optimizer", optimizer="cpu-adam")
+        yield change("optimizer in host memory", ("--offload", "optimizer"), new, "none", 4)
+    if recipe.seq_len >= 512:
+        half = recipe.seq_len // 2
+        yield change(f"{half} tokens instead of {recipe.seq_len}", ("--seq-len", str(half)), replace(recipe, seq_len=half), "shorter", 5)
+    per_node = cluster.gpus_per_node * 2
+    wider = replace(cluster, gpus_per_node=per_node) if per_node <= 8 else replace(cluster, num_nodes=cluster.num_nodes * 2)
+    if recipe.zero_stage >= 1 and recipe.method == "full":
+        yield change(f"{wider.num_gpus} GPUs", ("--gpus", str(wider.num_gpus)), recipe, "none", 4.5, wider)
+
+
+def _bigger_gpu(evaluator: Evaluator, chosen: Checked) -> list[Lever]:
+    """The smallest GPU of the catalogue that has the memory, when more memory is all that lacks."""
+    from llmcheck.catalog.gpus import all_gpus
+
+    here = evaluator.cluster.gpu
+    need = max(chosen.worst.required_bytes * (1 + evaluator.error_fraction), here.memory_bytes * 1.1)
+    specs = [entry.spec for entry in all_gpus()]
+    larger = [g for g in specs if g.vendor == here.vendor and g.memory_bytes >= need and g.bf16_flops_per_s > 0]
+    if not larger:
+        return []
+    gpu = min(larger, key=lambda g: (g.memory_bytes, -g.bf16_flops_per_s))
+    other = Evaluator(evaluator.model, replace(evaluator.cluster, gpu=gpu), tools=evaluator.tools)
+    speed = other.time(chosen.recipe).tokens_per_s / chosen.time.tokens_per_s
+    title = f"a GPU of {gib(gpu.memory_bytes)}: {gpu.title}"
+    return [Lever(title=title, flags=("--gpu", gpu.name), delta_bytes=0, speed_ratio=speed, quality="none", verdict="fits")]
