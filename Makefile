@@ -22,7 +22,8 @@ docs-check: $(VENV)/.installed
 	$(BIN)/python docs/generate.py --check
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.accuracy.run
+	$(BIN)/python -m benchmarks.steptime.run
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

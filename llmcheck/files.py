@@ -5,38 +5,51 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from typing import NamedTuple
 
 from llmcheck.errors import UserError
 
 
-def write_atomically(path: str, data: bytes, *, flag: str, replaceable: Callable[[bytes], bool], force: bool = False) -> None:
-    """Write `data` to `path` through a temporary file beside it.
+class Place(NamedTuple):
+    """Where a file may be written: the path that links lead to, and the mode it gets."""
 
-    An existing file is replaced only when `replaceable` says so of its content, or with `force`. Raises UserError that names `flag`.
+    path: str
+    mode: int
+
+
+def find_place(path: str, *, flag: str, replaceable: Callable[[bytes], bool], force: bool = False) -> Place:
+    """Where to write `path`; looked at before long work, so that a bad name fails at once.
+
+    An existing file may be replaced only when `replaceable` says so of its content, or with `force`. Raises UserError that names `flag`.
     """
     target = os.path.realpath(path)  # replace what a link points to, not the link
-    mode = 0o666
     try:
         status = os.stat(target)
-    except FileNotFoundError:
-        pass
+    except FileNotFoundError as reason:
+        if not os.path.isdir(os.path.dirname(target)):
+            raise _cannot(path, flag, reason) from reason
+        return Place(target, 0o666)  # less the umask
     except (OSError, ValueError) as reason:
         raise _cannot(path, flag, reason) from reason
-    else:
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise UserError(f"cannot write {path}: it is {kind}", code="output", where=f"{flag} {path}", hint="name a file")
-        mode = stat.S_IMODE(status.st_mode)
-        if not force and not _replaceable(target, replaceable, path, flag):
-            raise UserError(
-                f"{path} exists and is not an unchanged file of llmcheck's",
-                code="exists",
-                where=f"{flag} {path}",
-                why="replacing it could lose your work",
-                hint="choose another name, or add --force",
-            )
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise UserError(f"cannot write {path}: it is {kind}", code="output", where=f"{flag} {path}", hint="name a file")
+    if not force and not _replaceable(target, replaceable, path, flag):
+        raise UserError(
+            f"{path} exists and is not an unchanged file of llmcheck's",
+            code="exists",
+            where=f"{flag} {path}",
+            why="replacing it could lose your work",
+            hint="choose another name, or add --force",
+        )
+    return Place(target, stat.S_IMODE(status.st_mode))
+
+
+def write_atomically(path: str, data: bytes, *, flag: str, replaceable: Callable[[bytes], bool], force: bool = False) -> None:
+    """Write `data` to `path` through a temporary file beside it, under the conditions of :func:`find_place`."""
+    place = find_place(path, flag=flag, replaceable=replaceable, force=force)
     try:
-        _replace(target, data, mode)
+        _replace(place, data)
     except (OSError, ValueError) as reason:
         raise _cannot(path, flag, reason) from reason
 
@@ -49,16 +62,16 @@ def _replaceable(target: str, judge: Callable[[bytes], bool], path: str, flag: s
         raise _cannot(path, flag, reason) from reason
 
 
-def _replace(target: str, data: bytes, mode: int) -> None:
-    scratch = f"{target}.{os.getpid()}.part"
+def _replace(place: Place, data: bytes) -> None:
+    scratch = f"{place.path}.{os.getpid()}.part"
     # O_EXCL: never through a file or link that someone else put there. The umask applies to new files; an old one's mode is kept.
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, place.mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, target)
+        os.replace(scratch, place.path)
     except BaseException:
         os.unlink(scratch)
         raise

@@ -147,7 +147,7 @@ def write(path: str, document: Mapping[str, Any], *, force: bool = False) -> Non
 
     Raises UserError when `path` holds something that is not an unedited plan (unless `force`) or cannot be written.
     """
-    write_atomically(path, dumps(document).encode("utf-8"), flag="--out", replaceable=_is_untouched_plan, force=force)
+    write_atomically(path, dumps(document).encode("utf-8"), flag="--out", replaceable=is_untouched_plan, force=force)
 
 
 def read(path: str) -> PlanFile:
@@ -359,11 +359,11 @@ def _head_of(solve: SolveResult) -> _SolveHead:
     return _SolveHead(**{name: getattr(solve, name) for name in get_type_hints(_SolveHead)})
 
 
-def _without(plain: Any, key: str) -> Any:
-    return {k: v for k, v in plain.items() if k != key} if isinstance(plain, Mapping) else plain
+def _without(plain: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in plain.items() if k != key}
 
 
-def _is_untouched_plan(data: bytes) -> bool:
+def is_untouched_plan(data: bytes) -> bool:
     """True when `data` is a plan as llmcheck wrote it: replacing it loses nothing that a person typed."""
     from llmcheck.jsonfile import loads
 

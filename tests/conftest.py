@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -189,7 +194,40 @@ def make_plan() -> Plan:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def synthetic_plan() -> Plan:
-    """A fresh plan with every part filled in."""
+    """An invented plan with every part filled in; frozen, so one serves all tests."""
     return make_plan()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line did."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def llmcheck() -> Callable[..., Outcome]:
+    """Runs the command line as a process of its own, on no terminal, away from the user's settings and GPUs.
+
+    A command that writes no file gives the same answer each time (a test of its own), so it is run once for all tests.
+    """
+    answers: dict[tuple[str, ...], Outcome] = {}
+
+    def run(*args: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, encoding: str = "utf-8") -> Outcome:
+        if cwd or env or encoding != "utf-8" or "--out" in args or "--timeline" in args:
+            return fresh(*args, cwd=cwd, env=env, encoding=encoding)
+        if args not in answers:
+            answers[args] = fresh(*args)
+        return answers[args]
+
+    def fresh(*args: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, encoding: str = "utf-8") -> Outcome:
+        clean = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LLMCHECK_TRACEBACK")}
+        clean |= {"PYTHONIOENCODING": encoding, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+        done = subprocess.run([sys.executable, "-m", "llmcheck", *args], capture_output=True, check=False, cwd=cwd, env=clean, timeout=120)
+        return Outcome(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+    return run

@@ -88,6 +88,12 @@ LORA_TARGETS = {
     "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
     "opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "falcon": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "gptj": ["k_proj", "v_proj", "q_proj", "out_proj", "fc_in", "fc_out"],
+    "codegen": ["qkv_proj", "out_proj", "fc_in", "fc_out"],
+    "mpt": ["Wqkv", "out_proj", "up_proj", "down_proj"],
+    "gpt_bigcode": ["c_attn", "c_proj", "c_fc"],
+    "gpt_neo": ["k_proj", "v_proj", "q_proj", "out_proj", "c_fc", "c_proj"],
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
 }
 LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -236,6 +242,8 @@ def cases_of(name: str) -> dict[str, dict[str, Any]]:
                     key = f"{method}-{'ckpt' if checkpointing else 'plain'}-{attention}-{grads}"
                     out[key] = {"family": entry["family"], "config": entry["config"], "batch": 2, "seq": 40, "method": method,
                                 "grads": grads, "attention": attention, "checkpointing": checkpointing}
+                    if attention == "sdpa" and "sdpa" in entry:
+                        out[key]["sdpa"] = entry["sdpa"]
     return out
 
 

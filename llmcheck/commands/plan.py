@@ -21,6 +21,7 @@ USUAL_GPUS_PER_NODE = 8  # DGX and HGX boards, and every cloud's largest machine
 
 NO_GPU_FOUND = "LCM090"
 NODES_ASSUMED = "LCM091"
+GPU_FOUND = "LCM092"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +154,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan, write the files asked for, print the answer. Returns 0 or 1 by `--fail-on`."""
     request, notes = request_of(args)
+    _check_places(args)
     plan, solved = _solve(request)
     plan = replace(plan, findings=(*plan.findings, *notes))
     if solved is not None:
@@ -324,30 +326,34 @@ def _gpu(args: argparse.Namespace) -> tuple[GpuSpec, int, tuple[Finding, ...]]:
     """The GPU, how many of it are here (0: the user named it, or none was found), and what was assumed."""
     from llmcheck.catalog.gpus import find_gpu
 
-    notes: tuple[Finding, ...] = ()
-    found = 0
-    if args.gpu is not None:
-        gpu = find_gpu(args.gpu)
-    else:
-        local = _local_gpu()
-        if local is not None:
-            gpu, found = local
-        else:
-            gpu = find_gpu(FALLBACK_GPU)
-            notes = (
-                Finding(
-                    code=NO_GPU_FOUND,
-                    severity="note",
-                    message=f"no GPU was named and none was found here: planned for {gpu.name}",
-                    fix="name yours with --gpu",
-                    where="--gpu",
-                ),
-            )
+    no_notes: tuple[Finding, ...] = ()
+    gpu, found, notes = _local_gpu() if args.gpu is None else (find_gpu(args.gpu), 0, no_notes)
     if args.gpu_memory is not None:
         gpu = replace(gpu, memory_bytes=int(args.gpu_memory * GIB))
     if args.price is not None:
         gpu = replace(gpu, usd_per_hour=args.price)
     return gpu, found, notes
+
+
+def _local_gpu() -> tuple[GpuSpec, int, tuple[Finding, ...]]:
+    """The GPU of this machine and how many there are of it; the fallback and 0 where there is none that the catalogue knows."""
+    from llmcheck.catalog.gpus import find_gpu
+    from llmcheck.probe.nvml import local_gpus
+
+    here = local_gpus()
+    known = [gpu.spec for gpu in here if gpu.spec is not None]
+    if known:
+        gpu = max(known, key=known.count)  # of several kinds the most numerous, then the first
+        number = known.count(gpu)
+        message = f"planned for the {number} {gpu.name} of this machine"
+        if number < len(here):
+            message += f"; its other {len(here) - number} GPUs are left out, as DeepSpeed wants equal ones"
+        return gpu, number, (Finding(code=GPU_FOUND, severity="note", message=message, fix="name another with --gpu", where="--gpu"),)
+    gpu = find_gpu(FALLBACK_GPU)
+    message = f"no GPU was named and none was found here: planned for {gpu.name}"
+    if here:
+        message = f"{here[0].name}, which was found here, is not in the catalogue: planned for {gpu.name}"
+    return gpu, 0, (Finding(code=NO_GPU_FOUND, severity="note", message=message, fix="name yours with --gpu", where="--gpu"),)
 
 
 def _cluster(args: argparse.Namespace, gpu: GpuSpec, found: int) -> tuple[ClusterSpec, tuple[Finding, ...]]:
@@ -388,13 +394,6 @@ def _cluster(args: argparse.Namespace, gpu: GpuSpec, found: int) -> tuple[Cluste
     return cluster, notes
 
 
-def _local_gpu() -> tuple[GpuSpec, int] | None:
-    """The GPU of this machine and how many there are of it; None when there is none that the catalogue knows."""
-    from llmcheck.probe.nvml import local_gpus
-
-    raise NotImplementedError(local_gpus)
-
-
 def _solve(request: PlanRequest) -> tuple[Plan, SolveResult | None]:
     if request.solve is None:
         from llmcheck.planner.search import search
@@ -404,6 +403,19 @@ def _solve(request: PlanRequest) -> tuple[Plan, SolveResult | None]:
 
     result = solve(request)
     return result.plan, result
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Fail before the work, not after it, where a file could not be written."""
+    if args.out is None and args.timeline is None:
+        return
+    from llmcheck.files import find_place
+    from llmcheck.planfile import is_untouched_plan
+    from llmcheck.render.timeline import is_ours
+
+    for path, flag, judge in ((args.out, "--out", is_untouched_plan), (args.timeline, "--timeline", is_ours)):
+        if path is not None:
+            find_place(path, flag=flag, replaceable=judge, force=args.force)
 
 
 def _write_files(plan: Plan, solved: SolveResult | None, args: argparse.Namespace) -> None:
@@ -443,10 +455,8 @@ def _print(plan: Plan, solved: SolveResult | None, args: argparse.Namespace) -> 
 def next_steps(plan: Plan, args: argparse.Namespace) -> tuple[str, ...]:
     """What to do now: how to run a plan that was saved, the command that saves it, or the one that makes it fit."""
     if plan.verdict == "does-not-fit":
-        for lever in plan.what_if:
-            if lever.verdict == "fits" and lever.flags:
-                return (" ".join(map(_quoted, ["llmcheck", "plan", *_given(args), *lever.flags])),)
-        return ()
+        ways = sorted((lever for lever in plan.what_if if lever.verdict != "does-not-fit" and lever.flags), key=lambda way: way.verdict)
+        return tuple(" ".join(map(_quoted, ["llmcheck", "plan", *_given(args), *way.flags])) for way in ways[:1])
     if args.out is None:
         return (explicit_command(plan, args) + " --out plan.json",)
     setting = "True" if plan.recipe.allocator == "expandable" else "False"

@@ -8,7 +8,19 @@ from llmcheck.types import ClusterSpec, MemoryEstimate, RankEstimate
 
 # From what stays to what comes and goes, so that a stack has its steady parts at the bottom. A category that is not listed
 # comes after these, largest first.
-ORDER = ("weights", "gradients", "optimizer", "zero", "activations", "attention", "logits", "loss", "workspace", "other")
+ORDER = (
+    "weights",
+    "gradients",
+    "optimizer_states",
+    "zero_buffers",
+    "gathered_weights",
+    "unpacked_weights",
+    "activations",
+    "logits",
+    "workspace",
+    "inputs",
+    "other",
+)
 
 
 def ordered(breakdown: Mapping[str, int]) -> tuple[str, ...]:
@@ -16,6 +28,13 @@ def ordered(breakdown: Mapping[str, int]) -> tuple[str, ...]:
     rank = {name: i for i, name in enumerate(ORDER)}
     present = [name for name, size in breakdown.items() if size > 0]
     return tuple(sorted(present, key=lambda name: (rank.get(name, len(ORDER)), -breakdown[name], name)))
+
+
+def folded(breakdown: Mapping[str, int], below: float) -> dict[str, int]:
+    """`breakdown` with its parts of less than `below` bytes summed up as "other"."""
+    large = {name: size for name, size in breakdown.items() if size >= below and name != "other"}
+    rest = sum(breakdown.values()) - sum(large.values())
+    return {**large, "other": rest} if rest else large
 
 
 def words(name: str) -> str:

@@ -12,6 +12,8 @@ from llmcheck.console import Terminal, escape
 PALETTE = (33, 208, 99, 35, 178, 44, 168, 142, 67, 130)
 _PATTERNS = "█▓▒░▞▤▦▥▧▩"  # without colour: neighbours must differ in density
 _ASCII_PATTERNS = "#=+*%o&@:~"
+_LEAST_LAST_COLUMN = 12  # columns of a table's last column that are left when it is cut
+_FIRST_COLUMN_SHARE = 0.55  # of the room of both free-text columns of a table
 CACHED, CONTEXT, FREE = 246, 240, 238  # greys: not the run's own tensors
 
 
@@ -101,18 +103,33 @@ def wrap(words: Iterable[str], columns: int) -> list[str]:
     return [*lines, line] if line else lines
 
 
-def table(rows: Sequence[Sequence[str]], right: Sequence[bool], columns: int, pen: Pen) -> list[str]:
-    """`rows` (the first is the heading) as lines of at most `columns`; the last column gives way when there is no room.
+def table(rows: Sequence[Sequence[str]], right: Sequence[bool], columns: int, pen: Pen, *, fold: bool = False) -> list[str]:
+    """`rows` (the first is the heading) as lines of at most `columns`. The first and the last column hold the free text: where there
+    is no room, the last one is cut, or with `fold` both take two lines.
 
     `right[i]` aligns column i to the right. Cells are plain text.
     """
     widths = [max(width_of(row[i]) for row in rows) for i in range(len(rows[0]))]
-    room = columns - sum(widths[:-1]) - 2 * (len(widths) - 1)
-    if room < min(widths[-1], 12):  # even the last column's stub does not fit: shorten the first one, the other free text
-        widths[0] = max(8, widths[0] - (min(widths[-1], 12) - room))
-        room = columns - sum(widths[:-1]) - 2 * (len(widths) - 1)
-    widths[-1] = max(1, min(widths[-1], room))
-    return ["  ".join(pad(cut(cell, w, pen), w, right=r) for cell, w, r in zip(row, widths, right, strict=True)).rstrip() for row in rows]
+    room = max(2, columns - sum(widths[1:-1]) - 2 * (len(widths) - 1))
+    if widths[0] + widths[-1] > room:
+        least = widths[-1] if fold else min(widths[-1], _LEAST_LAST_COLUMN)
+        widths[0] = min(widths[0], max(room - least, round(room * _FIRST_COLUMN_SHARE)))
+        widths[-1] = room - widths[0]
+    lines = []
+    for row in rows:
+        first, last = (_two_lines(row[0], widths[0]), _two_lines(row[-1], widths[-1])) if fold else ([row[0]], [row[-1]])
+        middle = row[1:-1]
+        for i in range(max(len(first), len(last))):
+            texts = [first[i] if i < len(first) else "", *(middle if i == 0 else [""] * len(middle)), last[i] if i < len(last) else ""]
+            padded = [pad(cut(text, w, pen), w, right=r) for text, w, r in zip(texts, widths, right, strict=True)]
+            lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def _two_lines(text: str, columns: int) -> list[str]:
+    """`text` in one or two lines; what the second cannot hold is for the caller to cut."""
+    lines = wrap(text.split(), columns)
+    return lines if len(lines) <= 2 else [lines[0], " ".join(lines[1:])]
 
 
 def cells(sizes: Sequence[float], width: int) -> list[int]:

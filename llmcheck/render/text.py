@@ -23,6 +23,7 @@ from llmcheck.units import GIB, human_bytes, human_seconds
 
 _GUTTER = 11  # columns of the labels on the left
 _MAX_ALTERNATIVES = 5
+_SMALL = 0.002  # of the process: a part below it has no cell in a bar of 100 and reads 0.0x
 _MAX_NOTE_LINES = 3  # of assumptions, of what is not checked: the rest is in the JSON
 
 
@@ -57,9 +58,7 @@ def _verdict(plan: Plan, solve: SolveResult | None, pen: Pen) -> list[str]:
     phrases = [clean(phrase) for phrase in recipe_phrases(plan.recipe, plan.cluster)]
     joined = [p + separator for p in phrases[:-1]] + phrases[-1:]
     lines += _labelled("recipe", wrap(joined, columns - _GUTTER - 1), pen)
-    for i, reason in enumerate(plan.reasons):
-        lines += _labelled("why" if i == 0 else "", wrap(clean(reason).split(), columns - _GUTTER - 1), pen)
-    return lines
+    return lines + _labelled("why", wrap(clean("; ".join(plan.reasons)).split(), columns - _GUTTER - 1), pen)
 
 
 def _memory(plan: Plan, pen: Pen) -> list[str]:
@@ -79,11 +78,12 @@ def _memory(plan: Plan, pen: Pen) -> list[str]:
 
 def memory_parts(rank: RankEstimate) -> list[Part]:
     """What fills the GPU when the run's memory is fullest: tensors by category, the allocator's cache, the process itself."""
-    names = categories.ordered(rank.breakdown)
-    parts = [Part(categories.words(name), rank.breakdown[name], PALETTE[i % len(PALETTE)]) for i, name in enumerate(names)]
+    breakdown = categories.folded(rank.breakdown, _SMALL * rank.process_bytes)
+    names = categories.ordered(breakdown)
+    parts = [Part(categories.words(name), breakdown[name], PALETTE[i % len(PALETTE)]) for i, name in enumerate(names)]
     held = max(0, rank.peak_reserved_bytes - rank.peak_allocated_bytes)
     process = max(0, rank.process_bytes - rank.peak_reserved_bytes)
-    return [*parts, Part("cached by the allocator", held, CACHED), Part("CUDA context", process, CONTEXT)]
+    return [*parts, Part("cached, unused", held, CACHED), Part("CUDA context", process, CONTEXT)]
 
 
 def _legend(parts: Sequence[Part], columns: int, pen: Pen) -> list[str]:
@@ -117,7 +117,7 @@ def _peaks(plan: Plan, rank: RankEstimate, pen: Pen) -> list[str]:
         other = plan.memory.rank0 if rank is not plan.memory.rank0 else plan.memory.worst
         phrases.append(f"rank {other.rank} allocates {other.peak_allocated_bytes / GIB:.2f}")
     if rank.num_alloc_retries:
-        phrases.append(f"{rank.num_alloc_retries} flushes of the allocator's cache")
+        phrases.append(f"the allocator flushes its cache {rank.num_alloc_retries} x")
     return [phrase + separator for phrase in phrases[:-1]] + phrases[-1:]
 
 
@@ -137,19 +137,19 @@ def _levers(plan: Plan, pen: Pen) -> list[str]:
     if not plan.what_if:
         return []
     delta = pen.glyph("ΔGiB", "dGiB")
-    rows = [("What would change it", delta, "speed", "then", "costs in quality")]
+    rows = [("What would change it", delta, "speed", "then", "what it is, and its price in quality")]
     for lever in plan.what_if:
-        flags = " ".join(lever.flags)
+        price = "same result" if lever.quality == "none" else lever.quality
         rows.append(
             (
-                clean(f"{lever.title}  {flags}" if flags else lever.title),
+                clean(" ".join(lever.flags)),
                 signed_gib(lever.delta_bytes, pen.terminal.unicode),
                 speed_words(lever.speed_ratio, pen.terminal.unicode),
                 lever.verdict.replace("-", " "),
-                clean(lever.quality),
+                clean(f"{lever.title}; {price}"),
             )
         )
-    return _headed(table(rows, (False, True, True, False, False), pen.terminal.columns - 2, pen), pen)
+    return _headed(table(rows, (False, True, True, False, False), pen.terminal.columns - 2, pen, fold=True), pen)
 
 
 def _alternatives(plan: Plan, pen: Pen) -> list[str]:
@@ -166,7 +166,7 @@ def _alternatives(plan: Plan, pen: Pen) -> list[str]:
                 clean(other.note),
             )
         )
-    lines = _headed(table(rows, (False, True, True, False, False), pen.terminal.columns - 2, pen), pen)
+    lines = _headed(table(rows, (False, True, True, False, False), pen.terminal.columns - 2, pen, fold=True), pen)
     hidden = len(plan.alternatives) - _MAX_ALTERNATIVES
     return [*lines, pen.dim(f" and {hidden} more in --format json")] if hidden > 0 else lines
 
@@ -182,12 +182,9 @@ def _facts(plan: Plan, pen: Pen) -> list[str]:
     host, cluster = plan.memory.host, plan.cluster
     lines = block("time", time_phrases(plan, pen.terminal.unicode))
     have = f" of {human_bytes(cluster.host_memory_bytes)}" if cluster.host_memory_bytes else ""
-    ram = [
-        f"{human_bytes(host.host_bytes_per_node)}{have} of RAM per node",
-        f"{human_bytes(host.pinned_bytes_per_node)} of it pinned",
-        f"{human_bytes(host.load_peak_bytes_per_node)} while the weights load",
-    ]
-    lines += block("host", ram)
+    ram = [f"{human_bytes(host.host_bytes_per_node)}{have} of RAM per node"]
+    ram += [f"{human_bytes(host.pinned_bytes_per_node)} of it pinned"] if host.pinned_bytes_per_node else []
+    lines += block("host", [*ram, f"{human_bytes(host.load_peak_bytes_per_node)} while the weights load"])
     have = f" of {human_bytes(cluster.disk_bytes)}" if cluster.disk_bytes else ""
     disk = [f"{human_bytes(host.disk_bytes)}{have} for checkpoints and offload"]
     if host.nvme_bytes_per_node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ _FILLS = ("#3b82c4", "#e8893c", "#8d6fd1", "#3f9e63", "#d9b23a", "#37a9b5", "#cf
 _INK, _FAINT, _CAP = "#1f2933", "#d5dbe1", "#c0392b"
 _WIDTH, _HEIGHT = 960, 500  # px
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 218, 64, 52  # margins; the legend stands on the right
+_SMALL = 0.002  # of the peak: less than one pixel
 _MAX_POINTS = 800  # more than one per pixel column draws nothing new
 
 
@@ -49,10 +50,17 @@ def stack_of(rank: RankEstimate, max_points: int = _MAX_POINTS) -> Stack:
     for _, sizes in rows:
         for name, size in sizes.items():
             most[name] = max(most.get(name, 0), size)
-    names = categories.ordered(most)
-    return Stack(
-        at=tuple(at for at, _ in rows), names=names, gib=tuple(tuple(sizes.get(name, 0) / GIB for _, sizes in rows) for name in names)
-    )
+    least = _SMALL * max((sum(sizes.values()) for _, sizes in rows), default=0)
+    rows = [(at, _folded(sizes, {name for name, size in most.items() if size < least})) for at, sizes in rows]
+    names = categories.ordered({name: max(sizes.get(name, 0) for _, sizes in rows) for name in [*most, "other"]} if rows else {})
+    columns = tuple(tuple(sizes.get(name, 0) / GIB for _, sizes in rows) for name in names)
+    return Stack(at=tuple(at for at, _ in rows), names=names, gib=columns)
+
+
+def _folded(sizes: Mapping[str, int], small: set[str]) -> dict[str, int]:
+    """`sizes` with the categories of `small` summed up as "other": an area that nobody could see needs no place in the legend."""
+    kept = {name: size for name, size in sizes.items() if name not in small and name != "other"}
+    return {**kept, "other": sum(sizes.values()) - sum(kept.values())}
 
 
 def svg(plan: Plan) -> bytes:

@@ -1,0 +1,79 @@
+"""JSON that strangers wrote."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llmcheck import jsonfile
+from llmcheck.errors import UserError
+
+
+def test_a_document_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": [1, 2.5, null, true, "é"]}', encoding="utf-8")
+    assert jsonfile.load(str(tmp_path / "a.json"), what="file") == {"a": [1, 2.5, None, True, "é"]}
+
+
+def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf{}")
+    assert jsonfile.load(str(tmp_path / "a.json"), what="file") == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "word"),
+    [
+        (b"", "not-json", "ends too early"),
+        (b'{"a": 1', "not-json", "ends too early"),
+        (b'{"a": 1}}', "not-json", "valid JSON"),
+        (b"{'a': 1}", "not-json", "valid JSON"),
+        (b"\xff\xfe{\x00}\x00", "not-json", "UTF-8"),
+        (b'{"a": NaN}', "not-json", "acceptable"),
+        (b'{"a": -Infinity}', "not-json", "acceptable"),
+        (b'{"a": 1e999}', "not-json", "acceptable"),
+        (b'{"a": 1, "a": 2}', "not-json", "acceptable"),
+        (b"[" * 200_000, "not-json", "deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not-json", "too long"),
+    ],
+)
+def test_a_bad_document_is_a_user_error(data: bytes, code: str, word: str) -> None:
+    with pytest.raises(UserError, match=word) as error:
+        jsonfile.loads(data, what="file", where="x.json")
+    assert (error.value.code, error.value.exit_code) == (code, 2)
+    assert "x.json" in error.value.where
+
+
+def test_a_file_beyond_the_limit_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "huge.json"
+    with path.open("wb") as file:
+        file.truncate(10 << 30)  # sparse: takes no disk
+    with pytest.raises(UserError, match="larger than 1 MiB"):
+        jsonfile.load(str(path), what="file", max_bytes=1 << 20)
+
+
+@pytest.mark.parametrize("name", ["missing.json", "with\0nul.json", "."])
+def test_a_path_that_cannot_be_read_is_a_user_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError) as error:
+        jsonfile.load(f"{tmp_path}/{name}", what="file")
+    assert error.value.code == "unreadable"
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(UserError, match="regular file"):
+        jsonfile.load("/dev/zero", what="file")
+
+
+def test_an_object_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(UserError, match="must be a JSON object, not a list"):
+        jsonfile.load_object(str(tmp_path / "a.json"), what="file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_permission_is_a_user_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    path.chmod(0)
+    with pytest.raises(UserError, match="cannot read"):
+        jsonfile.load(str(path), what="file")
