@@ -138,12 +138,20 @@ class Conv1D(Module):
 
 
 class Embedding(Module):
+    leaf_output = False  # ``make_inputs_require_grads``, a hook that runs before ZeRO-3's
+
     def __init__(self, build: Build, rows: int, cols: int) -> None:
         self.weight = build.param(rows, cols)
         build.finish(self)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return ops.embedding(self.weight, ids)
+        return self.finish_output(ops.embedding(self.weight, ids))
+
+    def finish_output(self, out: Tensor) -> Tensor:
+        """The module's result, a leaf that requires a gradient where the hook says so."""
+        if self.leaf_output and not out.req:
+            out.req = True
+        return out
 
 
 class LayerNorm(Module):

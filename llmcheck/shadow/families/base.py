@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmcheck.errors import UserError
-from llmcheck.shadow.module import Build, Module
+from llmcheck.shadow.module import Build, Embedding, Module
 from llmcheck.shadow.tensor import Tensor
 
 
@@ -67,9 +67,9 @@ class CausalLM(Module):
         """(loss, logits): both live until the caller drops them."""
         raise NotImplementedError
 
-    def embed(self, embedding: Module, ids: Tensor) -> Tensor:
+    def embed(self, embedding: Embedding, ids: Tensor) -> Tensor:
         """The token embedding; with frozen weights under checkpointing its result becomes a leaf that requires a gradient."""
+        if self.require_input_grads:
+            embedding.leaf_output = True
         out: Tensor = embedding(ids)
-        if self.require_input_grads and not out.req:
-            out.req = True
         return out

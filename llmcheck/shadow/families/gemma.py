@@ -60,7 +60,7 @@ class ScaledEmbedding(Embedding):
         self.embed_scale = Tensor((), build.item)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return ops.scale(super().forward(ids))
+        return self.finish_output(ops.scale(ops.embedding(self.weight, ids)))
 
 
 class Gemma3Attention(LlamaAttention):

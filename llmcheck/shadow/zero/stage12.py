@@ -71,6 +71,9 @@ class Stage12:
         self.micro_step = 0
         self.offload = settings.offload_optimizer.enabled
         self.offload_buffer: Storage | None = None
+        # fp32 accumulation of 16-bit gradients: each reduced slice is added to one flat fp32 partition (_build_compact_grad_partition_buffer)
+        self.compact = settings.grad_accum_dtype == "fp32" and item != 4
+        self.compact_flat: Storage | None = None
 
     # --- deepspeed.initialize ---------------------------------------------------------------------------------------------------
 
@@ -174,47 +177,62 @@ class Stage12:
     def _average(self) -> None:
         """Slices by owner, concatenated until more than a bucket's elements are together; one slice alone is not copied."""
         limit = self.settings.reduce_bucket_size
+        if self.compact and self.compact_flat is None:
+            before, cur.category = cur.category, "gradients"
+            self.compact_flat = Storage(4 * self.partition.size)
+            cur.category = before
         if not self.settings.contiguous_gradients:
-            self._concatenate([self.params[i].numel for i in self.bucket], self.elements)
+            self._concatenate([(-1, self.params[i].numel) for i in self.bucket], self.elements)
             return
         if not self.settings.reduce_scatter:
+            if self.compact:
+                self._add_to_compact([piece for i in self.bucket for piece in self.pieces[i]])
             return
-        slices: list[list[int]] = []
+        slices: list[tuple[int, int]] = []
         for i in self.bucket:
             for owner, n in self.pieces[i]:
-                if slices and slices[-1][0] == owner:
-                    slices[-1][1] += n
+                if slices and slices[-1][0] == owner and not (self.compact and owner == self.rank):
+                    slices[-1] = (owner, slices[-1][1] + n)
                 else:
-                    slices.append([owner, n])
+                    slices.append((owner, n))
         if self.settings.use_multi_rank_bucket_allreduce:
-            self._concatenate([n for _, n in slices], limit)
+            self._concatenate(slices, limit)
         else:
-            by_owner: dict[int, list[int]] = {}
+            by_owner: dict[int, list[tuple[int, int]]] = {}
             for owner, n in slices:
-                by_owner.setdefault(owner, []).append(n)
-            for numels in by_owner.values():
-                self._concatenate(numels, limit)
+                by_owner.setdefault(owner, []).append((owner, n))
+            for group in by_owner.values():
+                self._concatenate(group, limit)
 
-    def _concatenate(self, numels: list[int], limit: int) -> None:
-        group: list[int] = []
+    def _concatenate(self, slices: list[tuple[int, int]], limit: int) -> None:
+        group: list[tuple[int, int]] = []
         total = 0
-        for n in numels:
-            group.append(n)
-            total += n
+        for piece in slices:
+            group.append(piece)
+            total += piece[1]
             if total > limit:
                 self._flatten(group, total)
                 group, total = [], 0
         if group:
             self._flatten(group, total)
 
-    def _flatten(self, group: list[int], total: int) -> None:
-        if len(group) > 1:
-            flat = Storage(total * self.item)
-            del flat
+    def _flatten(self, group: list[tuple[int, int]], total: int) -> None:
+        flat = Storage(total * self.item) if len(group) > 1 else None
+        if self.compact:
+            self._add_to_compact(group)
+        del flat
+
+    def _add_to_compact(self, group: list[tuple[int, int]]) -> None:
+        for owner, n in group:
+            if owner == self.rank:
+                fp32 = Storage(4 * n)
+                del fp32
 
     def _keep_owned(self, i: int, p: Param) -> None:
         if self.offload:
             self._offload_gradient(i, p)
+            return
+        if self.compact:
             return
         if self.grads_in_partition is None:
             before, cur.category = cur.category, "gradients"
@@ -249,7 +267,7 @@ class Stage12:
                     self._to_bucket(p)
         self._reduce()
         if not self.offload:
-            new = self.grads_in_partition
+            new = self.compact_flat if self.compact else self.grads_in_partition
             if not self.settings.contiguous_gradients:
                 new = None
                 self.kept = [self.params[i].grad for i in self.owned]
@@ -260,7 +278,7 @@ class Stage12:
                 self.averaged = self.accumulated
                 self.accumulated = None
                 pad = self._padding()
-                if pad:
+                if pad and not self.compact:
                     before, cur.category = cur.category, "gradients"
                     self.averaged_pad = Storage(pad * self.item)
                     cur.category = before
@@ -288,7 +306,10 @@ class Stage12:
         pieces = len(sizes) + (1 if self.averaged_pad is not None else 0)
         c.category = "gradients"
         part = self.partition
-        if self.item == 4:
+        if self.compact:
+            grad = self.averaged
+            self.compact_flat = None
+        elif self.item == 4:
             if pieces > 1 or self.rank == self.world - 1:
                 grad = Storage(part.size * 4) if pieces > 1 else self.averaged
             else:

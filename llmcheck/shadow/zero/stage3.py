@@ -434,6 +434,7 @@ class Stage3:
         self.boundary = True
         self.offload = settings.offload_optimizer.enabled
         self.offload_param = settings.offload_param.enabled
+        self.grad_item = 4 if settings.grad_accum_dtype == "fp32" else item
         self.sub_groups = self._sub_groups()
 
     def _sub_groups(self) -> list[list[Param]]:
@@ -473,7 +474,7 @@ class Stage3:
         if not self.offload:
             c.category = "optimizer_states"
             if self.item == 4:
-                self.masters = [self.flat] if self.flat is not None else []
+                self.masters = [Storage(4 * n) for n in numels]
             else:
                 converted: Storage | None = None
                 for n in numels:
@@ -487,12 +488,13 @@ class Stage3:
             self.buffer = Storage(settings.reduce_bucket_size * self.item)
         c.category = "gradients"
         if not self.offload:
-            self.grad_partitions = Storage(sum(numels) * self.item)
+            self.grad_partitions = Storage(sum(numels) * self.grad_item)
         c.category = "gathered_weights"
         for p in self.params:
             if self.world > 1:
                 full = Storage(p.ds.partition_numel * self.world * p.item)
-                del full
+                moved = Storage(p.ds.partition_numel * p.item) if self.offload_param else None
+                del full, moved
             p.hook = self._hook
         c.category = "activations"
         c.hooks = Hooks(self.coordinator, self.model)
@@ -520,6 +522,9 @@ class Stage3:
         if self.settings.reduce_scatter and not (len(params) == 1 and params[0].numel % self.world == 0):
             flat = Storage(sum(p.ds.partition_numel * self.world for p in params) * self.item)
         copy: Storage | None = None
+        accumulated = [Storage(4 * p.ds.partition_numel) for p in params] if self.grad_item != self.item else []
+        if accumulated:
+            flat = None
         for p in params:
             if p.ds.partition_numel * self.rank < p.numel and self.offload:
                 n = p.ds.partition_numel
@@ -533,7 +538,7 @@ class Stage3:
                     fp32 = Storage(4 * n)
                     del fp32
             p.grad = None
-        del flat, copy
+        del flat, copy, accumulated
         c.category, c.stream = category, stream
         self.bucket = []
         self.elements = 0
@@ -555,8 +560,8 @@ class Stage3:
             for key, group in enumerate(self.sub_groups):
                 n = sum(p.ds.partition_numel for p in group)
                 c.category = "gradients"
-                flat = Storage(n * self.item) if len(group) > 1 else None
-                grad = Storage(4 * n) if self.item != 4 else flat
+                flat = Storage(n * self.grad_item) if len(group) > 1 else None
+                grad = Storage(4 * n) if self.grad_item != 4 else flat
                 del flat
                 self.optimizer.step([n], key)
                 del grad
