@@ -92,11 +92,10 @@ def spec_of_fields(
     config = complete(data, raw, where) if data is not None else {}
     known = families.get(family) is not None and bool(config)
     if not known:
-        # What the configuration class says is true and wins; the stand-in adds the names that the generic layer reads.
-        config = {**stand_in(config or raw, family, where), **config}
+        config = {**config, **stand_in(config or raw, family, where)}
         notes = (*notes, f"the layer of family {family!r} is not modelled: the estimate is that of a conservative stand-in")
     if num_params is None:
-        num_params = families.num_params(family, config) if known else stand_in_num_params(config)
+        num_params = families.num_params(family if known else families.STAND_IN, config)
     if num_params > MAX_PARAMS:
         raise UserError(
             f"the model configuration describes {human_count(num_params)} parameters", code="config", where=where,
@@ -206,21 +205,6 @@ def stand_in(raw: Mapping[str, Any], family: str, where: str) -> dict[str, Any]:
     act = raw.get("hidden_act", "silu")
     fields["hidden_act"] = act if isinstance(act, str) else "silu"
     return {**fields, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
-
-
-def stand_in_num_params(config: Mapping[str, Any]) -> int:
-    """Parameters of the stand-in: an upper estimate of an unknown family's."""
-    hidden, heads, kv_heads, dim = (config[k] for k in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"))
-    attention = 2 * hidden * heads * dim + 2 * hidden * kv_heads * dim + (heads + 2 * kv_heads) * dim + hidden
-    width = config["intermediate_size"]
-    mlp = 3 * hidden * width + 2 * width + hidden
-    if config["num_experts"]:
-        expert = config.get("moe_intermediate_size") or width
-        shared = config.get("shared_expert_intermediate_size") or (config.get("n_shared_experts") or 0) * expert
-        mlp = max(mlp, config["num_experts"] * (3 * hidden * expert + hidden) + 3 * hidden * shared)
-    layer: int = attention + mlp + 4 * hidden
-    total: int = 2 * config["vocab_size"] * hidden + config["num_hidden_layers"] * layer + 2 * hidden
-    return total
 
 
 def _families() -> tuple[str, ...]:

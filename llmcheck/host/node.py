@@ -133,7 +133,7 @@ def _parameters(shape: _Shape) -> tuple[Parameter, ...]:
     from llmcheck.shadow.tensor import Tape, cur
 
     model, adapters = shape.model, shape.recipe.lora
-    family = families.get(model.family if model.family_known else "llama")  # the stand-in of the simulation
+    family = families.get(model.family if model.family_known else families.STAND_IN)
     if family is None:
         return (Parameter(model.num_params, adapters is None),)
     cur.reset(Tape())

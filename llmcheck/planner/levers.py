@@ -10,6 +10,7 @@ from llmcheck.planner import bounds, describe
 from llmcheck.planner.candidates import cost
 from llmcheck.planner.evaluate import Checked, Evaluator
 from llmcheck.planner.plan import Lever, PlanRequest
+from llmcheck.planner.space import supports_liger
 from llmcheck.types import ClusterSpec, LoraSpec, TrainingRecipe
 from llmcheck.units import gib
 
@@ -112,7 +113,7 @@ def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRec
         yield change("recompute activations (checkpointing)", ("--checkpointing", "on"), replace(recipe, checkpointing=True), "none", 1)
     if recipe.loss == "hf":
         yield change("loss in chunks of tokens", ("--loss", "chunked"), replace(recipe, loss="chunked"), "none", 1.5)
-        if shape.has_sdpa:
+        if supports_liger(evaluator.model):
             new = replace(recipe, loss="liger")
             yield change("Liger kernels (needs the package)", ("--loss", "liger"), new, "none", 3.5)
     if recipe.attention == "eager" and shape.has_sdpa:

@@ -10,7 +10,7 @@ from llmcheck.errors import UserError
 from llmcheck.planner.findings import global_batch
 from llmcheck.planner.plan import Finding, PlanRequest
 from llmcheck.steptime.shape import Shape
-from llmcheck.types import Attention, LoraSpec, Loss, Method, Offload, Optimizer, Precision, TrainingRecipe
+from llmcheck.types import Attention, LoraSpec, Loss, Method, ModelSpec, Offload, Optimizer, Precision, TrainingRecipe
 
 MAX_MICRO_BATCH = 64
 MAX_MICRO_TOKENS = 65_536  # tokens of a micro-batch that the planner proposes by itself; throughput is flat long before
@@ -107,6 +107,7 @@ def space_of(request: PlanRequest, shape: Shape) -> Space:
     stage = _first(request.zero_stage, fixed.zero_stage)
     offload = request.offload or fixed.offload
     _check(request, stage, offload)
+    _check_model(request, shape)
     several = request.cluster.num_gpus > 1
     base = TrainingRecipe(
         precision=precision,
@@ -152,6 +153,36 @@ def space_of(request: PlanRequest, shape: Shape) -> Space:
 
 def _first(*values: int | None) -> int | None:
     return next((v for v in values if v is not None), None)
+
+
+def supports_liger(model: ModelSpec) -> bool:
+    """Whether Liger's kernels for the model are modelled."""
+    from llmcheck.shadow.liger import FAMILIES
+
+    return model.family_known and model.family in FAMILIES
+
+
+def _check_model(request: PlanRequest, shape: Shape) -> None:
+    """What is asked of the model that it, or its simulation, does not have."""
+    model = request.model
+    if request.loss == "liger" and not supports_liger(model):
+        from llmcheck.shadow.liger import FAMILIES
+
+        raise UserError(
+            f"Liger's kernels are not modelled for the family {model.family!r}",
+            code="conflict",
+            where="--loss liger",
+            why="Liger has no patch for it, or one whose allocations are unknown here; modelled: " + ", ".join(sorted(FAMILIES)),
+            hint="--loss chunked saves the copies of the logits without a package",
+        )
+    if request.attention == "sdpa" and not shape.has_sdpa:
+        raise UserError(
+            f"transformers has no SDPA attention for the family {model.family!r}",
+            code="conflict",
+            where="--attention sdpa",
+            why="the model would not load with it",
+            hint="--attention eager",
+        )
 
 
 def _check(request: PlanRequest, stage: int | None, offload: Offload | None) -> None:

@@ -1,4 +1,4 @@
-"""Activation functions by the names of transformers' ``ACT2FN`` (5.17): one kernel where PyTorch has one, else the same chain of operators."""
+"""Activation functions by the names of transformers' ``ACT2FN`` (5.17): one kernel where PyTorch has one, else the same operators."""
 
 from __future__ import annotations
 
@@ -77,3 +77,8 @@ def get(name: str) -> Function:
             hint=did_you_mean(name, _FUNCTIONS) or "modelled: " + ", ".join(sorted(_FUNCTIONS)),
         )
     return found
+
+
+def is_modelled(name: str) -> bool:
+    """Whether `get` knows the activation function."""
+    return name in _FUNCTIONS

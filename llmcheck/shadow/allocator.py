@@ -195,7 +195,8 @@ class ExpandableAllocator:
     def malloc(self, nbytes: int, stream: int = 0) -> Block:
         size = (nbytes + 511) & -512 if nbytes > 512 else 512
         small = size <= SMALL_SIZE
-        pool = self._pool(stream, small)
+        pair = self.pools.get(stream)
+        pool = pair[small] if pair is not None else self._pool(stream, small)
         block = self._best_fit(pool, size) or self._expand(pool, size)
         rest = block.size - size
         if rest >= MIN_BLOCK:
@@ -224,6 +225,10 @@ class ExpandableAllocator:
         i = bisect_left(blocks, (size,))
         if i == len(blocks):
             return None
+
+        after = blocks[i][2].next
+        if after is None or after.mapped:  # cannot grow, and what follows is no smaller
+            return blocks.pop(i)[2]
 
         def grown(b: Block) -> int:
             return b.size + (b.next.size if b.next is not None and not b.next.mapped else 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmcheck.shadow.tensor import Storage, Tensor, cur
+from llmcheck.shadow.tensor import Storage, cur
 from llmcheck.types import GpuSpec
 from llmcheck.units import ceil_div, round_up
 
@@ -89,7 +89,9 @@ def kernels_for(gpu: GpuSpec, *, fp16: bool = False) -> Kernels:
     cuBLAS workspace: 32 MiB on Hopper (read off our traces), 8.125 MiB on older cards (``:4096:2:16:8``, CUDABlas.cpp).
     """
     hopper = gpu.compute_capability[0] >= 9
-    order = ("cudnn", "flash", "efficient", "math") if hopper and gpu.compute_capability[0] in (9, 10) else ("flash", "efficient", "math")
+    order: tuple[str, ...] = ("flash", "efficient", "math")
+    if gpu.compute_capability[0] in (9, 10):
+        order = ("cudnn", *order)
     if gpu.compute_capability < (8, 0):
         order = ("efficient", "math")
     return Kernels(

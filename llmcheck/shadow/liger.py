@@ -12,6 +12,9 @@ from llmcheck.shadow import ops
 from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, keep, record
 from llmcheck.units import ceil_div
 
+# Families whose Liger patch (``liger_kernel/transformers/monkey_patch.py``: norms, rotary, gated MLP, fused loss) is modelled here.
+FAMILIES = frozenset(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3"))
+
 
 def rms_norm(x: Tensor, w: Param, in_place: bool = True) -> Tensor:
     """``LigerRMSNormFunction``: result and the reciprocal norms; backward in place, plus [SMs, h] fp32 partial sums for the weight."""

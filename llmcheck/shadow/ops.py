@@ -49,7 +49,7 @@ def dense_strides(shape: Shape, strides: Shape | None) -> Shape | None:
     return normal_strides(shape, tuple(out))
 
 
-def view_strides(shape: Shape, strides: Shape, new: Shape) -> Shape | None | bool:
+def view_strides(shape: Shape, strides: Shape, new: Shape) -> Shape | bool | None:
     """Strides of a view of `new` shape; False where a copy is needed."""
     # merge the dimensions that lie one behind the other, then cut them up again
     runs: list[list[int]] = []
@@ -108,7 +108,7 @@ def reshape(t: Tensor, *shape: int) -> Tensor:
     new = _resolve(shape, t.numel)
     if new == t.shape:
         return t if not cur.grad else view_as(t)
-    strides: Shape | None | bool = None if t.strides is None else view_strides(t.shape, t.strides, new)
+    strides: Shape | bool | None = None if t.strides is None else view_strides(t.shape, t.strides, new)
     if strides is False:
         return reshape(clone_contiguous(t), *new)
     old = t.shape
@@ -707,7 +707,7 @@ def flatten_rows(g: Tensor, n: int) -> None:
         g.view = False
 
 
-def linear(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
+def linear(x: Tensor, w: Tensor, b: Param | None = None) -> Tensor:
     """``F.linear``: t + view + mm + view without a bias, view + t + addmm + view with one.
 
     `x`: [.., k], `w`: [n, k], `b`: [n]. Backward without bias: dW, dX; with: dX, dW, then (under checkpointing) the saved
@@ -717,7 +717,7 @@ def linear(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
     return dense(x, w, b) if hooks is None else hooks.linear(x, w, b)  # ZeRO-3 exchanges F.linear
 
 
-def dense(x: Tensor, w: Param, b: Param | None = None) -> Tensor:
+def dense(x: Tensor, w: Tensor, b: Param | None = None) -> Tensor:
     """`linear` as torch has it; without a bias also ``x @ w.T``."""
     lead, k = x.shape[:-1], x.shape[-1]
     n, rows = w.shape[0], prod(x.shape[:-1])
@@ -930,24 +930,29 @@ def log_softmax(t: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, w: Param | None, b: Param | None) -> Tensor:
-    """``F.layer_norm`` over the last dimension: result, mean and rstd ([rows], fp32)."""
+    """``F.layer_norm`` over the last dimension: result, mean and rstd ([rows], fp32). The kernel copies what is not contiguous."""
     rows, h = prod(x.shape[:-1]), x.shape[-1]
-    x = contiguous(x)
+    scattered = x.strides is not None and cur.kernels is not None
+    copy = Storage(x.nbytes) if scattered else None
     out = Tensor(x.shape, x.item)
     mean, rstd = Storage(4 * rows), Storage(4 * rows)
+    del copy
     if cur.grad and (x.req or (w is not None and w.req)):
         shape, item = x.shape, x.item
         need_x = x.req
         need_w, need_b = w is not None and w.req, b is not None and b.req
 
         def back(s: Any, g: Tensor) -> list[Tensor | None]:
-            g = contiguous(g)
+            copies = [Storage(g.nbytes)] if scattered else []
+            if g.strides is not None and cur.kernels is not None:
+                copies.append(Storage(g.nbytes))
             gx = Tensor(shape, item) if need_x else None
             gw = Tensor((h,), item) if need_w else None
             gb = Tensor((h,), item) if need_b else None
             if (need_w or need_b) and cur.kernels is not None:
                 for nbytes in cur.kernels.layer_norm_partial_bytes(rows, h, item):
                     Storage(nbytes)
+            del copies
             return [gx, gw, gb]
 
         record(out, back, (x, w, b), (keep(x), mean, rstd, None if w is None else keep(w), None if b is None else keep(b)))

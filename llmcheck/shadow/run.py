@@ -158,7 +158,7 @@ def _cached_sequence(key: _Key) -> Sequence:
 
 
 def _family(model: ModelSpec) -> Family:
-    family = families.get(model.family if model.family_known else "llama")
+    family = families.get(model.family if model.family_known else families.STAND_IN)
     if family is None:
         raise KeyError(model.family)
     return family
@@ -181,8 +181,15 @@ def _required_bytes(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSp
 
 
 def _search(tape: Tape, recipe: TrainingRecipe, low: int, high: int) -> int:
-    """The smallest cap in [low, high] under which the tape runs."""
+    """The smallest cap in [low, high] under which the tape runs, to `step` bytes. Most tapes need little more than `low`: try there first."""
     step = max(16 * MIB, high // 256)
+    stride = step
+    while low + stride < high:
+        if replay(tape, recipe.allocator, low + stride).out_of_memory is None:
+            high = low + stride
+            break
+        low += stride
+        stride *= 2
     while high - low > step:
         middle = (low + high) // 2
         if replay(tape, recipe.allocator, middle).out_of_memory is None:
@@ -196,7 +203,8 @@ def suspect_ranks(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec
     """Ranks other than 0 that may need more memory than rank 0, from the sizes of the parameters alone.
 
     Stages 1 and 2 cut the flat parameter buffer without regard to parameters: a rank keeps the *whole* gradient of every parameter that
-    touches its part, and takes the norm of its largest piece in fp64. Elsewhere rank 0 is as large as any.
+    touches its part, and takes the norm of its largest piece in fp64. The last rank owns what backward reaches first, and so holds its
+    gradients while most activations live. Elsewhere rank 0 is as large as any.
     """
     world = cluster.num_gpus
     if recipe.zero_stage not in (1, 2) or world == 1:
@@ -213,6 +221,8 @@ def suspect_ranks(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec
     by_owned = max(range(world), key=lambda r: (owned[r], largest[r]))
     if owned[by_owned] > owned[0]:
         out.append(by_owned)
+    if recipe.zero_stage == 2 and world - 1 not in out:
+        out.append(world - 1)
     by_piece = max(range(world), key=lambda r: (largest[r], owned[r]))
     if largest[by_piece] > largest[0] and by_piece not in out:
         out.append(by_piece)

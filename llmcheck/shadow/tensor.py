@@ -359,7 +359,8 @@ def backward(root: Tensor) -> None:
     _generation += 1
     gen = _generation
     start.seen, start.deps = gen, 0
-    first, leaves = start, []  # the graph keeps the leaves' accumulators (hence leaf and gradient) until its root is dropped
+    first = start
+    leaves: list[tuple[Node, int] | None] = []  # the graph keeps the leaves' accumulators (so leaf and gradient) until its root goes
     stack: list[Node] = [start]
     while stack:
         edges = stack.pop().edges
@@ -376,7 +377,7 @@ def backward(root: Tensor) -> None:
                     leaves.append((n, 0))
             else:
                 n.deps += 1
-    del edges, e, n, stack  # type: ignore[possibly-undefined]
+    del edges, e, n, stack
     start.buf = Tensor(root.shape, root.item)
     heap: list[tuple[int, Node]] = [(-start.seq, start)]
     del start, root
@@ -434,7 +435,7 @@ def backward(root: Tensor) -> None:
                 if n.deps == 0:
                     if n.seq >= 1 << 62:
                         if n.buf is not None:
-                            n.run()  # type: ignore[attr-defined]
+                            n.run()  # type: ignore[union-attr]
                     else:
                         heappush(heap, (-n.seq, n))
             node = e = n = edges = None  # type: ignore[assignment]

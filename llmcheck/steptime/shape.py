@@ -259,7 +259,7 @@ _QKV_BIAS = frozenset({"qwen2", "qwen2_moe", "chatglm"})
 _QK_NORM = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3", "olmoe", "flex_olmo"})
 _WIDE_QK_NORM = frozenset({"olmo2", "olmo3", "olmoe", "flex_olmo"})  # over all heads at once
 _LEARNED_POSITIONS = frozenset({"gpt2", "gpt_bigcode", "opt", "gpt_neo"})
-_EAGER_ONLY = frozenset({"bloom", "mpt", "gptj", "codegen"})
+_EAGER_ONLY = frozenset({"bloom", "mpt", "gptj", "codegen", "gpt_neo"})
 _PYTHON_ACTS = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_accurate"})
 _DROPOUTS = {
     "gpt2": 3,

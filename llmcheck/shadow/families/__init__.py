@@ -53,6 +53,8 @@ _MODULES = {
     "gpt_neo": "gpt_neo",
 }
 
+STAND_IN = "stand-in"  # for families that are not modelled
+
 
 def names() -> tuple[str, ...]:
     """All modelled families, by transformers' model_type."""
@@ -61,7 +63,7 @@ def names() -> tuple[str, ...]:
 
 def get(family: str) -> Family | None:
     """The family, or None where its layer is not modelled."""
-    module = _MODULES.get(family)
+    module = "stand_in" if family == STAND_IN else _MODULES.get(family)
     if module is None:
         return None
     found: Family = next(f for f in import_module(f"{__name__}.{module}").FAMILIES if f.name == family)

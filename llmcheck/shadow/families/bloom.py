@@ -170,8 +170,8 @@ class BloomModel(Module):
         for block in self.h:
             outputs = block(hidden_states, alibi, mask)
             hidden_states = outputs[0]
-        hidden_states = self.ln_f(hidden_states)
-        return hidden_states
+        out: Tensor = self.ln_f(hidden_states)
+        return out
 
 
 class BloomForCausalLM(CausalLM):

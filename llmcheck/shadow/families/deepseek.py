@@ -1,7 +1,7 @@
 """DeepSeek-V2 and -V3: latent attention, routed experts beside shared ones.
 
-Written along ``transformers/models/{deepseek_v2,deepseek_v3}/modeling_*.py`` (5.17). Query, key and value come from low-rank projections; the
-key is assembled in place from a part of each head and one that all heads share. Routers compute in fp32.
+Written along ``transformers/models/{deepseek_v2,deepseek_v3}/modeling_*.py`` (5.17). Query, key and value come from low-rank projections;
+the key is assembled in place from a part of each head and one that all heads share. Routers compute in fp32.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class DeepseekV2Router(TopkRouter):
             groups = ops.view(scores, -1, self.num_group, self.num_experts // self.num_group)
             group_scores = ops.squeeze(ops.topk(groups, 1)[0], -1)  # max: values and indices, like the largest one
             del groups
-            group_idx = ops.topk(group_scores, self.topk_group)[1]
+            _group_idx = ops.topk(group_scores, self.topk_group)[1]  # not read by us: a local of the real frame
             group_mask = Tensor(group_scores.shape, 4)
             size = self.num_experts // self.num_group
             score_mask = ops.reshape(ops.expand(ops.unsqueeze(group_mask, -1), -1, self.num_group, size), -1, self.num_experts)

@@ -232,8 +232,8 @@ class FalconModel(Module):
         for block in self.h:
             outputs = block(hidden_states, alibi, mask, position_embeddings)
             hidden_states = outputs[0]
-        hidden_states = self.ln_f(hidden_states)
-        return hidden_states
+        out: Tensor = self.ln_f(hidden_states)
+        return out
 
 
 class FalconForCausalLM(CausalLM):

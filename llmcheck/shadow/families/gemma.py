@@ -79,7 +79,8 @@ class Gemma3Attention(LlamaAttention):
         query_states = ops.transpose(ops.view(self.q_proj(hidden_states), *hidden_shape), 1, 2)
         key_states = ops.transpose(ops.view(self.k_proj(hidden_states), *hidden_shape), 1, 2)
         value_states = ops.transpose(ops.view(self.v_proj(hidden_states), *hidden_shape), 1, 2)
-        assert self.q_norm is not None and self.k_norm is not None
+        assert self.q_norm is not None
+        assert self.k_norm is not None
         query_states = self.q_norm(query_states)
         key_states = self.k_norm(key_states)
         cos, sin = position_embeddings

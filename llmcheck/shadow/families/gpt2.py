@@ -140,8 +140,8 @@ class GPT2Model(Module):
         hidden_states = self.drop(hidden_states)
         for block in self.h:
             hidden_states = block(hidden_states, mask)
-        hidden_states = self.ln_f(hidden_states)
-        return hidden_states
+        out: Tensor = self.ln_f(hidden_states)
+        return out
 
 
 class GPT2LMHeadModel(CausalLM):

@@ -146,15 +146,15 @@ class GPTNeoModel(Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         inputs_embeds = owner.embed(self.wte, input_ids)
         position_ids = Tensor((1, input_ids.shape[1]), 8)
-        mask = causal_mask(self.kind, *input_ids.shape, inputs_embeds.item)
+        mask = causal_mask(self.kind, input_ids.shape[0], input_ids.shape[1], inputs_embeds.item)
         position_embeds = self.wpe(position_ids)
         hidden_states = ops.add(inputs_embeds, position_embeds)
         hidden_states = self.drop(hidden_states)
         for block in self.h:
             outputs = block(hidden_states, mask)
             hidden_states = outputs[0]
-        hidden_states = self.ln_f(hidden_states)
-        return hidden_states
+        out: Tensor = self.ln_f(hidden_states)
+        return out
 
 
 class GPTNeoForCausalLM(CausalLM):

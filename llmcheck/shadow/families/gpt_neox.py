@@ -111,13 +111,13 @@ class GPTNeoXModel(Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         inputs_embeds = owner.embed(self.embed_in, input_ids)
         position_ids = Tensor((1, input_ids.shape[1]), 8)
-        mask = causal_mask(self.kind, *input_ids.shape, inputs_embeds.item)
+        mask = causal_mask(self.kind, input_ids.shape[0], input_ids.shape[1], inputs_embeds.item)
         hidden_states = self.emb_dropout(inputs_embeds)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, position_embeddings)
-        hidden_states = self.final_layer_norm(hidden_states)
-        return hidden_states
+        out: Tensor = self.final_layer_norm(hidden_states)
+        return out
 
 
 class GPTNeoXForCausalLM(CausalLM):

@@ -74,6 +74,7 @@ class LlamaAttention(Module):
     """
 
     positional = 0
+    residual_dropout = 0.0  # behind the output projection
 
     def __init__(
         self,
@@ -97,8 +98,8 @@ class LlamaAttention(Module):
         self.k_proj = Linear(build, h, config.num_key_value_heads * d, bias)
         self.v_proj = Linear(build, h, config.num_key_value_heads * d, bias)
         self.o_proj = Linear(build, config.num_attention_heads * d, h, out_bias)
-        self.q_norm = RMSNorm(build, d) if qk_norm else None
-        self.k_norm = RMSNorm(build, d) if qk_norm else None
+        self.q_norm: Module | None = RMSNorm(build, d) if qk_norm else None
+        self.k_norm: Module | None = RMSNorm(build, d) if qk_norm else None
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]
@@ -120,6 +121,7 @@ class LlamaAttention(Module):
         )
         attn_output = ops.contiguous(ops.reshape(attn_output, *input_shape, -1))
         attn_output = self.o_proj(attn_output)
+        attn_output = ops.dropout(attn_output, self.residual_dropout)
         return attn_output, attn_weights
 
 
@@ -187,7 +189,7 @@ class LlamaModel(Module):
         layer: Callable[[int], CheckpointedLayer],
         *,
         norm: Callable[[Build, int], Module] = RMSNorm,
-        embedding: Callable[[Build, int, int], Module] = Embedding,
+        embedding: Callable[[Build, int, int], Embedding] = Embedding,
         rotary: Callable[[Config], Module] | None = None,
     ) -> None:
         self.kind = run.attention
@@ -216,7 +218,7 @@ class LlamaModel(Module):
         position_ids = Tensor((1, input_ids.shape[1]), 8)
         b, s = input_ids.shape
         masks = {w: self.mask(b, s, inputs_embeds.item, w) for w in self.mask_windows}
-        hidden_states = inputs_embeds
+        hidden_states: Tensor = inputs_embeds
         hidden_states = ops.dropout(hidden_states, self.embedding_dropout)
         position_embeddings = self.positions(hidden_states, position_ids)
         for decoder_layer, window, position in zip(self.layers, self.windows, position_embeddings, strict=True):

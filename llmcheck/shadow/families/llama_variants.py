@@ -115,13 +115,6 @@ class Starcoder2Attention(LlamaAttention):
         super().__init__(build, config, run, bias=config.use_bias, out_bias=config.use_bias)
         self.residual_dropout = config.residual_dropout
 
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        attn_output, attn_weights = super().forward(hidden_states, attention_mask, position_embeddings)
-        attn_output = ops.dropout(attn_output, self.residual_dropout)
-        return attn_output, attn_weights
-
 
 class Starcoder2MLP(Module):
     """Linear, activation, linear, dropout."""

@@ -1,7 +1,7 @@
 """Mixtures of experts: Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE.
 
-Written along ``transformers/models/{mixtral,qwen2_moe,qwen3_moe,olmoe}/modeling_*.py`` and ``integrations/moe.py`` (5.17). The experts are two
-parameters of three dimensions, computed by the default ``grouped_mm``: every size follows from tokens times experts per token, none
+Written along ``transformers/models/{mixtral,qwen2_moe,qwen3_moe,olmoe}/modeling_*.py`` and ``integrations/moe.py`` (5.17). The experts are
+two parameters of three dimensions, computed by the default ``grouped_mm``: every size follows from tokens times experts per token, none
 from how the tokens are spread over the experts. LoRA adapts the attention's linear layers only: what peft (0.21) calls gate_proj,
 up_proj and down_proj it takes for these parameters, and refuses with adapter dropout; "all-linear" it takes for them, too.
 """
@@ -59,8 +59,9 @@ class Experts(Module):
         Tensor(perm.shape, 8)  # torch.arange, scattered into it
         weighted_out = ops.gather_rows(weighted_out, inv_perm)
         final_hidden_states = ops.sum_dim(ops.view(weighted_out, num_tokens, num_top_k, hidden_dim), 1)
+        result = ops.cast(final_hidden_states, hidden_states.item)
         del histc_input, tokens_per_expert  # read by kernels only; they live to the end of the frame
-        return ops.cast(final_hidden_states, hidden_states.item)
+        return result
 
     def _apply_gate(self, gate_up_out: Tensor) -> Tensor:
         gate, up = ops.split(gate_up_out, (gate_up_out.shape[-1] // 2,) * 2)

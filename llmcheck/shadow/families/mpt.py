@@ -112,15 +112,15 @@ class MptModel(Module):
         inputs_embeds = owner.embed(self.wte, input_ids)
         hidden_states = inputs_embeds
         alibi = build_mpt_alibi_tensor(self.num_heads, self.max_seq_len)
-        additive = causal_mask("eager", *input_ids.shape, inputs_embeds.item)
+        additive = causal_mask("eager", input_ids.shape[0], input_ids.shape[1], inputs_embeds.item)
         assert additive is not None
         mask = Tensor(additive.shape, 1)
         del additive
         for block in self.blocks:
             outputs = block(hidden_states, alibi, mask)
             hidden_states = outputs[0]
-        hidden_states = self.norm_f(hidden_states)
-        return hidden_states
+        out: Tensor = self.norm_f(hidden_states)
+        return out
 
 
 class MptForCausalLM(CausalLM):
@@ -137,6 +137,4 @@ class MptForCausalLM(CausalLM):
         return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
 
 
-FAMILIES = (
-    Family("mpt", MptForCausalLM, {}, ("Wqkv", "out_proj", "up_proj", "down_proj"), ("Wqkv", "out_proj"), supports_sdpa=False),
-)
+FAMILIES = (Family("mpt", MptForCausalLM, {}, ("Wqkv", "out_proj", "up_proj", "down_proj"), ("Wqkv", "out_proj"), supports_sdpa=False),)

@@ -103,7 +103,7 @@ class OPTDecoder(Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         inputs_embeds = owner.embed(self.embed_tokens, input_ids)
         position_ids = Tensor(attention_mask.shape, 8)  # cumsum(mask) * mask - 1
-        causal = causal_mask(self.kind, *input_ids.shape, inputs_embeds.item)
+        causal = causal_mask(self.kind, input_ids.shape[0], input_ids.shape[1], inputs_embeds.item)
         pos_embeds = self.embed_positions(position_ids)
         if self.project_in is not None:
             inputs_embeds = self.project_in(inputs_embeds)

@@ -115,9 +115,10 @@ class PhiModel(Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         inputs_embeds = owner.embed(self.embed_tokens, input_ids)
         position_ids = Tensor((1, input_ids.shape[1]), 8)
-        causal = causal_mask(self.kind, *input_ids.shape, inputs_embeds.item)
+        b, s = input_ids.shape
+        causal = causal_mask(self.kind, b, s, inputs_embeds.item)
         inputs_embeds = self.embed_dropout(inputs_embeds)
-        hidden_states = inputs_embeds
+        hidden_states: Tensor = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for decoder_layer in self.layers:
             hidden_states = decoder_layer(hidden_states, causal, position_embeddings)

@@ -213,13 +213,21 @@ def _with(config: Config, **fields: Any) -> Config:
     return Config({**config.__dict__, **fields})
 
 
-def _family(name: str, build: Callable[[Build, Config, Run], CausalLM], linear: tuple[str, ...], attention: tuple[str, ...], like: str) -> Family:
+def _family(
+    name: str, build: Callable[[Build, Config, Run], CausalLM], linear: tuple[str, ...], attention: tuple[str, ...], like: str
+) -> Family:
     why = f"{name}'s own code is not part of transformers: its published shapes with the forward of {like}"
     return Family(name, build, {}, linear, attention, approximate=why)
 
 
 FAMILIES = (
-    _family("baichuan", _baichuan, ("W_pack", "o_proj", "gate_proj", "up_proj", "down_proj"), ("W_pack", "o_proj"), "Llama with fused projections"),
+    _family(
+        "baichuan",
+        _baichuan,
+        ("W_pack", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        ("W_pack", "o_proj"),
+        "Llama with fused projections",
+    ),
     _family("internlm", _internlm, LINEAR, ATTENTION, "Llama"),
     _family("internlm2", _internlm2, ("wqkv", "wo", "w1", "w2", "w3"), ("wqkv", "wo"), "Llama with fused projections"),
     _family("chatglm", _chatglm, ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"), ("query_key_value", "dense"), "GLM"),

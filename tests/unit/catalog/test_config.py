@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcheck.catalog.config import complete, read_config, spec_of_config, stand_in_num_params
+from llmcheck.catalog.config import complete, read_config, spec_of_config
 from llmcheck.catalog.familydata import family_data
 from llmcheck.errors import UserError
 from llmcheck.types import ModelSpec
@@ -216,8 +216,8 @@ def test_an_unknown_mixture_counts_all_its_experts() -> None:
 )
 def test_the_stand_ins_count_grows_with_its_layers(hidden: int, layers: int, heads: int, vocab: int, experts: int) -> None:
     def count(num: int) -> int:
-        fields = {"intermediate_size": 4 * hidden, "num_key_value_heads": heads, "head_dim": 8, "num_experts": experts, "vocab_size": vocab}
-        return stand_in_num_params({**fields, "hidden_size": hidden, "num_hidden_layers": num, "num_attention_heads": heads})
+        fields = {"model_type": "newnet", "head_dim": 8, "num_experts": experts, "vocab_size": vocab}
+        return spec_of({**fields, "hidden_size": hidden, "num_hidden_layers": num, "num_attention_heads": heads}).num_params
 
     assert count(layers + 1) > count(layers) > 2 * vocab * hidden
 

@@ -154,7 +154,15 @@ def test_findings(request_of: Make, tools: Tools, fields: dict[str, object], cod
 
 
 def test_eager_only_models_say_so(request_of: Make, tools: Tools) -> None:
-    assert "LCM014" in codes(search(request_of("bloomz-560m", attention="sdpa"), tools=tools))
+    assert "LCM014" in codes(search(request_of("bloomz-560m"), tools=tools))
+    with pytest.raises(UserError, match="no SDPA attention"):
+        search(request_of("bloomz-560m", attention="sdpa"), tools=tools)
+
+
+def test_ligers_kernels_are_offered_where_they_are_modelled(request_of: Make, tools: Tools) -> None:
+    with pytest.raises(UserError, match="Liger's kernels are not modelled"):
+        search(request_of("gpt2", loss="liger"), tools=tools)
+    assert search(request_of("llama-7b", loss="liger"), tools=tools).recipe.loss == "liger"
 
 
 def test_findings_put_errors_first(request_of: Make, tools: Tools) -> None:

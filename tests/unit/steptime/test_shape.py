@@ -62,3 +62,11 @@ def test_latent_attention_projects_through_its_low_ranks() -> None:
     fields = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
     names = [linear.name for linear in read_shape(config(family="deepseek_v3", **fields)).layers[0][0].linears]
     assert names[:5] == ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+
+
+def test_which_families_run_eager_attention_only_is_told_alike_by_time_and_memory() -> None:
+    from llmcheck.shadow import families
+    from llmcheck.steptime.shape import _EAGER_ONLY
+
+    eager_only = {name for name in families.names() if not families.get(name).supports_sdpa}  # type: ignore[union-attr]
+    assert eager_only == _EAGER_ONLY
