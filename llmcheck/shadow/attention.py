@@ -81,7 +81,9 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: f
             if name == "cudnn":
                 grads: list[Tensor | None] = [Tensor(sh, item, None, ops.dense_strides(sh, st)) for sh, st in shapes]
                 if cur.kernels is not None:
-                    Storage(8 * b * s * heads * d + 4 * b * heads * s + 256)
+                    # cuDNN's workspace: the fp32 query gradient, row sums; grouped keys and values also get gradients of all heads first
+                    expanded = item * b * s * heads * (d + dv) if shapes[1][0][1] != heads else 0
+                    Storage(4 * b * s * heads * d + expanded + 4 * b * heads * s + 256)
                 return grads
             if name == "flash":
                 kv = shapes[1][0][1]

@@ -22,6 +22,7 @@ class Module:
     """
 
     positional = 9
+    zero_leaf = False  # ZeRO-3 treats the module and all below it as one (``zero_leaf_module``)
 
     def __call__(self, *args: Any) -> Any:
         hooks = cur.hooks

@@ -92,6 +92,8 @@ class TopKRouter(Module):
 class SparseMoeBlock(Module):
     """Router and experts; `experts_first`: in this order in the parameter list."""
 
+    zero_leaf = True  # DeepSpeed 0.19.8, DEFAULT_LEAF_MODULE_CLASSES: Mixtral's, Qwen2-MoE's and Qwen3-MoE's
+
     def __init__(self, build: Build, config: Config, num_experts: int, intermediate: int, *, experts_first: bool, **router: bool) -> None:
         if experts_first:
             self.experts = Experts(build, num_experts, config.hidden_size, intermediate, config.hidden_act)
@@ -125,6 +127,12 @@ class SharedMoeBlock(SparseMoeBlock):
         expert_output = ops.add(expert_output, shared_expert_output)
         expert_output = ops.reshape(expert_output, *shape)
         return expert_output
+
+
+class OlmoeSparseMoeBlock(SparseMoeBlock):
+    """OLMoE's: none of DeepSpeed's leaf modules."""
+
+    zero_leaf = False
 
 
 class BothMasksModel(LlamaModel):
@@ -184,7 +192,7 @@ def _olmoe(build: Build, config: Config, run: Run) -> CausalLM:
 
     def layer(_: int) -> LlamaDecoderLayer:
         attention = FlatNormAttention(build, config, run, bias=bias, out_bias=bias, clip=config.clip_qkv is not None)
-        mlp = SparseMoeBlock(
+        mlp = OlmoeSparseMoeBlock(
             build, config, config.num_experts, config.intermediate_size,
             experts_first=False, normalise=config.norm_topk_prob, cast_back=True,
         )  # fmt: skip

@@ -97,8 +97,11 @@ class UnfusedFp16(_Replicated):
             clone = Storage(p.nbytes)
             self.masters.append(Storage(4 * p.numel))
             del clone
+        c.category = "gradients"
+        low = [Storage(p.nbytes) for p in self.params]  # initialize_optimizer_states gives both copies zero gradients
         grads = [Storage(4 * p.numel) for p in self.params]
         self.optimizer.step([p.numel for p in self.params])
+        low.clear()
         grads.clear()
         c.category = "activations"
 

@@ -8,6 +8,7 @@ bucket into a flat partition buffer (``stage3.py``). Names follow the sources.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -120,12 +121,15 @@ class Coordinator:
         self.recompute: dict[int, set[Param]] = {}
         self.release_cache: dict[tuple[int, int], frozenset[int]] = {}
         self.params: list[Param] = []
-        self.own: dict[int, list[Param]] = {}
+        self.own: dict[tuple[int, bool], list[Param]] = {}
 
-    def own_params(self, module: Module) -> list[Param]:
-        found = self.own.get(id(module))
+    def own_params(self, module: Module, recurse: bool | None = None) -> list[Param]:
+        """``iter_params``: a leaf module's parameters are all those below it (`recurse` overrides)."""
+        recurse = module.zero_leaf if recurse is None else recurse
+        found = self.own.get((id(module), recurse))
         if found is None:
-            found = self.own[id(module)] = list({id(p): p for _, p in module.own_params()}.values())
+            params = module.parameters() if recurse else [p for _, p in module.own_params()]
+            found = self.own[id(module), recurse] = list({id(p): p for p in params}.values())
         return found
 
     def reset_step(self) -> None:
@@ -250,7 +254,7 @@ class Coordinator:
         for later in self.order[self.step_id :]:
             if traversed >= limit or not release:
                 break
-            for p in self.own_params(later):
+            for p in self.own_params(later, module.zero_leaf):  # sic: whether the released module is a leaf decides
                 release.discard(p.ds.ident)
                 traversed += p.ds.numel
         out = self.release_cache[key] = frozenset(release)
@@ -306,6 +310,8 @@ class Hooks:
         self.root = root
         self.remaining: dict[int, int] = {}
         self.stack: list[Module] = []
+        self.in_leaf = False
+        self.reduce_leaf: Callable[[Module], None] | None = None
 
     def gather_external(self, module: Module) -> None:
         """A weight read outside its module's call (``ZeROOrderedDict``): gathered at once and from then on fetched with the caller."""
@@ -327,12 +333,17 @@ class Hooks:
         if module is self.root:
             self.stack.clear()  # a re-run that stopped early leaves its modules there
             coordinator.reset_step()
+        if self.in_leaf:
+            return module.forward(*args)
         self.stack.append(module)
         coordinator.fetch(module, True)
         self.remaining[id(module)] = 0
         positional = module.positional
         args = tuple(self._post_backward(module, a) if type(a) is Tensor and i < positional else a for i, a in enumerate(args))
-        out = _forward(module, args)
+        if module.zero_leaf:
+            out = self._leaf(module, args)
+        else:
+            out = _forward(module, args)
         self.stack.pop()
         coordinator.release(module, True)
         if type(out) is tuple:
@@ -340,6 +351,25 @@ class Hooks:
         if type(out) is Tensor:
             return self._pre_backward(module, out)
         return out
+
+    def _leaf(self, module: Module, args: tuple[Any, ...]) -> Any:
+        """A leaf's children have no hooks; its parameters' gradients are reduced together when that of its input is there."""
+        x, *rest = args
+        inner = Tensor(x.shape, x.item, x.st, x.strides)
+        if cur.grad and x.req:
+
+            def back(saved: Any, g: Tensor) -> tuple[Tensor]:
+                if self.reduce_leaf is not None:
+                    self.reduce_leaf(module)
+                return (g,)
+
+            attach(inner, begin(back, (x,), ()))
+        del x, args
+        self.in_leaf = True
+        try:
+            return _forward(module, (inner, *rest))
+        finally:
+            self.in_leaf = False
 
     def _post_backward(self, module: Module, x: Tensor) -> Tensor:
         out = Tensor(x.shape, x.item, x.st, x.strides)
@@ -496,8 +526,13 @@ class Stage3:
                 moved = Storage(p.ds.partition_numel * p.item) if self.offload_param else None
                 del full, moved
             p.hook = self._hook
+        for module in self.model.modules():
+            if module.zero_leaf:
+                for p in module.parameters():
+                    p.hook = None
         c.category = "activations"
-        c.hooks = Hooks(self.coordinator, self.model)
+        c.hooks = hooks = Hooks(self.coordinator, self.model)
+        hooks.reduce_leaf = self._reduce_leaf
 
     # --- gradients --------------------------------------------------------------------------------------------------------------
 
@@ -510,6 +545,14 @@ class Stage3:
             p.grad.st = self.buffer
         self.bucket.append(p)
         self.elements += p.numel
+
+    def _reduce_leaf(self, module: Module) -> None:
+        """``reduce_leaf_module_grads``; parameters that took no part get zeros."""
+        for p in self.coordinator.own_params(module):
+            if p.req:
+                if p.grad is None:
+                    p.grad = Tensor(p.shape, p.item)
+                self._hook(p)
 
     def _reduce(self) -> None:
         if not self.bucket:
