@@ -244,6 +244,8 @@ def cases_of(name: str) -> dict[str, dict[str, Any]]:
                                 "grads": grads, "attention": attention, "checkpointing": checkpointing}
                     if attention == "sdpa" and "sdpa" in entry:
                         out[key]["sdpa"] = entry["sdpa"]
+                    if method == "lora" and "lora_targets" in entry:
+                        out[key]["lora_targets"] = entry["lora_targets"]
     return out
 
 

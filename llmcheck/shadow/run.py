@@ -115,6 +115,7 @@ class _Key:
             recipe.loss,
             recipe.micro_batch_size,
             min(recipe.grad_accum_steps, 3),
+            num_steps(recipe),
             recipe.seq_len,
             repr(recipe.deepspeed),
             cluster.num_gpus,
@@ -131,12 +132,17 @@ class _Key:
         return isinstance(other, _Key) and self._key == other._key
 
 
+def num_steps(recipe: TrainingRecipe) -> int:
+    """Training steps until memory repeats: segments of the native allocator and stage 3's gathers may still differ in the third."""
+    return 2 if recipe.allocator == "expandable" and recipe.zero_stage < 3 else 3
+
+
 @lru_cache(maxsize=64)
 def _cached_sequence(key: _Key) -> Sequence:
     recipe, cluster = key.recipe, key.cluster
     family = _family(key.model)
     settings = ZeroSettings.from_config(recipe.deepspeed, cluster.num_gpus, recipe.optimizer)
-    steps = 3 if settings.stage == 3 else 2  # stage 3's reserved memory may still grow in the third step
+    steps = num_steps(recipe)
     collecting = gc.isenabled()
     gc.disable()  # reference counts alone free the tensors; the cyclic collector only costs time
     try:

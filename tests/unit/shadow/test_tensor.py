@@ -116,7 +116,7 @@ def test_a_chain_frees_gradient_and_saved_tensor_node_by_node(tape: Tape) -> Non
     assert w.grad is not None
 
 
-def test_saved_tensors_go_before_the_gradients_input(tape: Tape) -> None:
+def test_the_gradient_that_came_in_goes_before_the_saved_tensors(tape: Tape) -> None:
     w = Param((5, 7), 2)
     x = ops.neg(Param((3, 7), 2))
     y = ops.linear(x, w)
@@ -124,8 +124,8 @@ def test_saved_tensors_go_before_the_gradients_input(tape: Tape) -> None:
     start = len(tape.events)
     backward(y)
 
-    # g [3, 5]; dW [5, 7] first, dX [3, 7]; x, the only saved tensor that nobody else holds, then g go; neg: its gradient, dX goes
-    assert signed(tape, start) == [30, 70, 42, -42, -30, 42, -42]
+    # g [3, 5]; dW [5, 7] first, dX [3, 7]; call_function drops g, release_variables x after it; neg: its gradient, dX goes
+    assert signed(tape, start) == [30, 70, 42, -30, -42, 42, -42]
 
 
 def test_nodes_run_from_the_newest_to_the_oldest(tape: Tape) -> None:

@@ -1,0 +1,282 @@
+"""What must hold of every estimate, whatever the model and the recipe.
+
+Laws that one would like and that are none:
+
+* LoRA's peak below full fine-tuning's. Without checkpointing each adapter keeps a mask and a dropped-out copy of its input, where full
+  fine-tuning keeps one input for three projections: with long sequences on a small model LoRA needs more. Its *states* never do.
+* a peak that grows with the batch under the native allocator: a block may exceed its request by up to 1 MiB, or by nothing.
+* a larger cap that runs whatever a smaller one ran: fewer flushes leave another fragmentation.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from llmcheck.catalog.config import spec_of_config
+from llmcheck.catalog.gpus import find_gpu
+from llmcheck.dsconfig import ZeroSettings, complete
+from llmcheck.shadow import families, run
+from llmcheck.shadow.execute import execute
+from llmcheck.shadow.families.base import Config
+from llmcheck.shadow.kernels import kernels_for
+from llmcheck.shadow.replay import breakdown
+from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, RankEstimate, TrainingRecipe
+from llmcheck.units import MIB
+
+# Every family in two layers (DeepSeek three), hidden size 384, vocabulary 1100
+SMALL: dict[str, Any] = json.loads((Path(__file__).parents[2] / "benchmarks" / "oracle" / "families.json").read_text())
+STATES = ("weights", "gradients", "optimizer_states")
+BLOCK = 512  # to which the allocator rounds
+
+
+def laws(max_examples: int) -> Any:
+    return settings(derandomize=True, deadline=None, max_examples=max_examples, database=None)
+
+
+@cache
+def small_model(name: str) -> ModelSpec:
+    raw = SMALL[name]
+    return spec_of_config({"model_type": raw["family"], **raw["config"]}, name=name, source="tests", where=name)
+
+
+def cluster_of(num_gpus: int, gpu: str = "h100") -> ClusterSpec:
+    return ClusterSpec(gpu=find_gpu(gpu), gpus_per_node=num_gpus)
+
+
+def completed(recipe: TrainingRecipe, num_gpus: int, bucket: int, **zero: Any) -> TrainingRecipe:
+    """`recipe` with DeepSpeed's configuration and a bucket of `bucket` elements: the default of 5e8 would hide the small models."""
+    config = complete(recipe, {"zero_optimization": {"reduce_bucket_size": bucket, **zero}}, world_size=num_gpus)
+    return replace(recipe, deepspeed=config)
+
+
+MODELS = st.sampled_from(sorted(SMALL))
+BUCKETS = st.sampled_from([20_000, 200_000, 5_000_000])
+LORA = st.builds(LoraSpec, rank=st.sampled_from([2, 8]), dropout=st.sampled_from([0.0, 0.05]), targets=st.sampled_from(["all-linear", "attention"]))
+
+
+@st.composite
+def recipes(draw: st.DrawFn, **fixed: Any) -> TrainingRecipe:
+    """Recipes without DeepSpeed's configuration."""
+    choices: dict[str, Any] = {
+        "method": st.sampled_from(["full", "lora"]),
+        "precision": st.sampled_from(["bf16", "fp16", "fp32"]),
+        "zero_stage": st.integers(0, 3),
+        "checkpointing": st.booleans(),
+        "attention": st.sampled_from(["sdpa", "eager"]),
+        "loss": st.sampled_from(["hf", "chunked"]),
+        "allocator": st.sampled_from(["expandable", "native"]),
+        "micro_batch_size": st.integers(1, 4),
+        "grad_accum_steps": st.integers(1, 2),
+        "seq_len": st.integers(2, 160),
+    }
+    values = {key: fixed[key] if key in fixed else draw(choice) for key, choice in choices.items()}
+    return TrainingRecipe(**values, lora=draw(LORA) if values["method"] == "lora" else None)
+
+
+@st.composite
+def estimates(draw: st.DrawFn) -> tuple[ModelSpec, TrainingRecipe, ClusterSpec, RankEstimate]:
+    model = small_model(draw(MODELS))
+    cluster = cluster_of(draw(st.sampled_from([1, 2, 3, 8])), draw(st.sampled_from(["h100", "a100-40gb", "rtx-4090"])))
+    recipe = completed(draw(recipes()), cluster.num_gpus, draw(BUCKETS))
+    return model, recipe, cluster, run.simulate_rank(model, recipe, cluster, rank=draw(st.integers(0, cluster.num_gpus - 1)))
+
+
+def states_after(model: ModelSpec, recipe: TrainingRecipe, num_gpus: int, phase: str = "bwd1", rank: int = 0) -> int:
+    """Bytes of weights, gradients and optimizer states at the end of `phase`: when the gradients of a step are complete."""
+    cluster = cluster_of(num_gpus)
+    family = families.get(model.family)
+    assert family is not None
+    tape = execute(
+        family, Config(model.config), recipe, ZeroSettings.from_config(recipe.deepspeed, num_gpus, recipe.optimizer),
+        kernels=kernels_for(cluster.gpu), rank=rank, world=num_gpus, flatten_on_device=True, steps=2,
+    )  # fmt: skip
+    end = next(position for position, kind, name in tape.marks if (kind, name) == ("phase", phase))
+    found = breakdown(tape, tape.sizes, end - 1)
+    return sum(found.get(category, 0) for category in STATES)
+
+
+# --- one estimate ----------------------------------------------------------------------------------------------------------------
+
+
+@laws(60)
+@given(case=estimates())
+def test_the_breakdown_sums_to_the_peak(case: tuple[ModelSpec, TrainingRecipe, ClusterSpec, RankEstimate]) -> None:
+    estimate = case[3]
+
+    assert sum(estimate.breakdown.values()) == estimate.peak_allocated_bytes
+    assert min(estimate.breakdown.values()) > 0
+
+
+@laws(60)
+@given(case=estimates())
+def test_reserved_is_at_least_allocated_in_every_phase(case: tuple[ModelSpec, TrainingRecipe, ClusterSpec, RankEstimate]) -> None:
+    for phase in case[3].phases:
+        assert phase.allocated_bytes <= phase.reserved_bytes <= phase.peak_reserved_bytes
+        assert phase.allocated_bytes <= phase.peak_allocated_bytes <= phase.peak_reserved_bytes
+
+
+@laws(60)
+@given(case=estimates())
+def test_the_peaks_are_those_of_the_phases(case: tuple[ModelSpec, TrainingRecipe, ClusterSpec, RankEstimate]) -> None:
+    estimate = case[3]
+    training = {p.name: p.peak_allocated_bytes for p in estimate.phases if p.name not in ("model", "init")}
+
+    assert training[estimate.peak_phase] == max(training.values()) == estimate.peak_allocated_bytes
+    assert max(p.peak_reserved_bytes for p in estimate.phases) == estimate.peak_reserved_bytes
+
+
+@laws(60)
+@given(case=estimates())
+def test_a_phase_begins_where_the_one_before_it_ended(case: tuple[ModelSpec, TrainingRecipe, ClusterSpec, RankEstimate]) -> None:
+    phases = case[3].phases
+    for before, after in zip(phases, phases[1:]):
+        assert after.peak_allocated_bytes >= before.allocated_bytes
+        assert after.peak_reserved_bytes >= before.reserved_bytes
+
+
+@laws(60)
+@given(case=estimates())
+def test_no_moment_of_the_timeline_is_above_the_peak(case: tuple[ModelSpec, TrainingRecipe, ClusterSpec, RankEstimate]) -> None:
+    estimate = case[3]
+
+    assert max(sum(kinds.values()) for _, kinds in estimate.timeline) <= estimate.peak_allocated_bytes
+    assert all(value >= 0 for _, kinds in estimate.timeline for value in kinds.values())
+
+
+@laws(25)
+@given(case=estimates())
+def test_the_same_question_has_the_same_answer(case: tuple[ModelSpec, TrainingRecipe, ClusterSpec, RankEstimate]) -> None:
+    model, recipe, cluster, estimate = case
+    run._cached_sequence.cache_clear()
+
+    assert estimate == run.simulate_rank(model, recipe, cluster, rank=estimate.rank)
+
+
+# --- the smallest GPU ----------------------------------------------------------------------------------------------------------------
+
+
+@laws(60)
+@given(case=estimates())
+def test_a_gpu_of_the_required_size_runs_it(case: tuple[ModelSpec, TrainingRecipe, ClusterSpec, RankEstimate]) -> None:
+    model, recipe, cluster, estimate = case
+    smallest = replace(cluster, gpu=replace(cluster.gpu, memory_bytes=estimate.required_bytes))
+
+    assert run.simulate_rank(model, recipe, smallest, rank=estimate.rank).out_of_memory is None
+
+
+@laws(60)
+@given(case=estimates())
+def test_under_the_allocated_peak_it_runs_out(case: tuple[ModelSpec, TrainingRecipe, ClusterSpec, RankEstimate]) -> None:
+    model, recipe, cluster, estimate = case
+    peak = max(estimate.peak_allocated_bytes, estimate.init_peak_allocated_bytes)
+    capped = run.simulate_rank(model, recipe, cluster, rank=estimate.rank, cap_bytes=peak - 1)
+
+    assert capped.out_of_memory is not None
+    assert capped.out_of_memory.allocated_bytes + capped.out_of_memory.requested_bytes <= peak + MIB
+
+
+@laws(60)
+@given(case=estimates())
+def test_the_required_size_lies_between_allocated_and_reserved(case: tuple[ModelSpec, TrainingRecipe, ClusterSpec, RankEstimate]) -> None:
+    _, recipe, cluster, estimate = case
+    needed = estimate.required_bytes - run.overhead_bytes(recipe, cluster.gpu)
+
+    assert estimate.peak_allocated_bytes <= needed <= estimate.peak_reserved_bytes
+
+
+# --- two estimates -------------------------------------------------------------------------------------------------------------------
+
+
+@laws(50)
+@given(name=MODELS, recipe=recipes(allocator="expandable"), more=st.integers(1, 100), num_gpus=st.sampled_from([1, 4]), bucket=BUCKETS)
+def test_a_longer_sequence_never_needs_less(name: str, recipe: TrainingRecipe, more: int, num_gpus: int, bucket: int) -> None:
+    model, cluster = small_model(name), cluster_of(num_gpus)
+    short = completed(recipe, num_gpus, bucket)
+    long = completed(replace(recipe, seq_len=recipe.seq_len + more), num_gpus, bucket)
+
+    peaks = [run.simulate_rank(model, r, cluster).peak_allocated_bytes for r in (short, long)]
+    assert peaks[0] <= peaks[1]
+
+
+@laws(50)
+@given(name=MODELS, recipe=recipes(allocator="expandable"), more=st.integers(1, 4), num_gpus=st.sampled_from([1, 4]), bucket=BUCKETS)
+def test_a_larger_batch_never_needs_less(name: str, recipe: TrainingRecipe, more: int, num_gpus: int, bucket: int) -> None:
+    model, cluster = small_model(name), cluster_of(num_gpus)
+    small = completed(recipe, num_gpus, bucket)
+    large = completed(replace(recipe, micro_batch_size=recipe.micro_batch_size + more), num_gpus, bucket)
+
+    peaks = [run.simulate_rank(model, r, cluster).peak_allocated_bytes for r in (small, large)]
+    assert peaks[0] <= peaks[1]
+
+
+@laws(50)
+@given(name=MODELS, recipe=recipes(), num_gpus=st.integers(1, 9), more=st.integers(1, 8), bucket=BUCKETS)
+def test_more_gpus_never_raise_the_states_of_rank_0(name: str, recipe: TrainingRecipe, num_gpus: int, more: int, bucket: int) -> None:
+    model = small_model(name)
+    few, many = num_gpus, num_gpus + more
+    before, after = (states_after(model, completed(recipe, n, bucket), n) for n in (few, many))
+
+    # stages 1 and 2 pad the flat buffer to two elements a rank
+    assert after <= before + 4 * 2 * many
+
+
+@laws(50)
+@given(name=MODELS, recipe=recipes(grad_accum_steps=1), num_gpus=st.integers(1, 9), bucket=BUCKETS, data=st.data())
+def test_a_higher_stage_never_holds_more_states(name: str, recipe: TrainingRecipe, num_gpus: int, bucket: int, data: st.DataObject) -> None:
+    # fp32: stage 1 clones a master copy (stage_1_and_2.py, single_partition_of_fp32_groups) and stage 0 has none; on few GPUs it holds more
+    assume(recipe.precision != "fp32")
+    model = small_model(name)
+    rank = data.draw(st.integers(0, num_gpus - 1))
+    found = [
+        states_after(model, completed(replace(recipe, zero_stage=stage), num_gpus, bucket), num_gpus, rank=rank) for stage in (0, 1, 2)
+    ]
+
+    padding = 4 * 2 * num_gpus * 5  # of the flat buffer, and of master copy, two moments and gradients
+    assert found[2] <= found[1]
+    assert found[1] <= found[0] + padding
+
+
+@laws(40)
+@given(name=MODELS, recipe=recipes(method="lora"), num_gpus=st.integers(1, 9), bucket=BUCKETS)
+def test_adapters_never_hold_more_states_than_full_fine_tuning(name: str, recipe: TrainingRecipe, num_gpus: int, bucket: int) -> None:
+    # rank 8 on layers of at least 72 x 144: far fewer adapter weights than weights
+    model = small_model(name)
+    full = replace(recipe, method="full", lora=None)
+    adapters, everything = (states_after(model, completed(r, num_gpus, bucket), num_gpus) for r in (recipe, full))
+
+    assert adapters < everything
+
+
+@laws(40)
+@given(name=MODELS, recipe=recipes(checkpointing=True, allocator="expandable"), num_gpus=st.sampled_from([1, 4]), bucket=BUCKETS)
+def test_checkpointing_costs_at_most_what_a_forward_pass_takes(name: str, recipe: TrainingRecipe, num_gpus: int, bucket: int) -> None:
+    """While a layer is run again, it holds what that layer's forward holds, beside what backward holds without checkpointing.
+
+    And the re-run of a layer with biases makes cuBLASLt's workspace of the backward thread (1 MiB).
+    """
+    assume(recipe.zero_stage < 3)  # there the saved weights of a layer are a second copy of the gathered ones
+    model, cluster = small_model(name), cluster_of(num_gpus)
+    with_, without = (
+        run.simulate_rank(model, completed(replace(recipe, checkpointing=c), num_gpus, bucket), cluster) for c in (True, False)
+    )
+    phases = {p.name: p for p in without.phases}
+    forward = phases["fwd1"].peak_allocated_bytes - phases["step0"].allocated_bytes
+
+    assert with_.peak_allocated_bytes <= without.peak_allocated_bytes + forward + MIB
+
+
+@laws(20)
+@given(name=MODELS, recipe=recipes(), num_gpus=st.integers(2, 5), bucket=BUCKETS)
+def test_no_rank_needs_a_larger_gpu_than_rank_0_and_the_suspects(name: str, recipe: TrainingRecipe, num_gpus: int, bucket: int) -> None:
+    model, cluster = small_model(name), cluster_of(num_gpus)
+    recipe = completed(recipe, num_gpus, bucket)
+    peaks = [run.simulate_rank(model, recipe, cluster, rank=rank).peak_allocated_bytes for rank in range(num_gpus)]
+
+    assert max(peaks) <= max(peaks[rank] for rank in (0, *run.suspect_ranks(model, recipe, cluster))) + BLOCK

@@ -1,0 +1,126 @@
+"""Replays of tapes written by hand: phases, peaks, failure, breakdown, timeline."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmcheck.shadow.replay import breakdown, replay, timeline
+from llmcheck.shadow.tensor import Tape
+from llmcheck.types import AllocatorKind, PhaseStats
+from llmcheck.units import MIB
+
+BOTH = pytest.mark.parametrize("kind", ["native", "expandable"])
+
+
+def tape_of(*steps: tuple[str, int, str] | int | str) -> Tape:
+    """("category", MiB, ...) allocates, a number frees that request, a text closes the phase of that name ("!" empties the cache)."""
+    tape = Tape()
+    for step in steps:
+        if isinstance(step, tuple):
+            tape.events.append(len(tape.sizes))
+            tape.categories.append(step[0])
+            tape.sizes.append(step[1] * MIB)
+            tape.streams.append(0)
+        elif isinstance(step, int):
+            tape.events.append(~step)
+        elif step == "!":
+            tape.mark("empty_cache")
+        else:
+            tape.mark("phase", step)
+    return tape
+
+
+STEP = tape_of(
+    ("weights", 40, ""), ("weights", 40, ""), 1, "model", "!", "init",
+    ("activations", 20, ""), "fwd0", ("gradients", 60, ""), 2, "bwd0", ("optimizer_states", 20, ""), 3, "step0",
+)  # fmt: skip
+
+
+@BOTH
+def test_each_phase_has_its_own_peaks(kind: AllocatorKind) -> None:
+    found = replay(STEP, kind)
+
+    # name, allocated at its end and at most, reserved at its end and at most; all sizes are whole segments and pages
+    expected = [
+        ("model", 40, 80, 80, 80),
+        ("init", 40, 40, 40, 80),  # the cache is emptied in it
+        ("fwd0", 60, 60, 60, 60),
+        ("bwd0", 100, 120, 120, 120),
+        ("step0", 60, 120, 120, 120),
+    ]
+    assert [
+        PhaseStats(name=n, allocated_bytes=a * MIB, peak_allocated_bytes=b * MIB, reserved_bytes=c * MIB, peak_reserved_bytes=d * MIB)
+        for n, a, b, c, d in expected
+    ] == found.phases
+
+
+@BOTH
+def test_the_training_peak_leaves_out_construction(kind: AllocatorKind) -> None:
+    found = replay(tape_of(("weights", 80, ""), 0, "model", "init", ("activations", 20, ""), "fwd0"), kind)
+
+    assert (20 * MIB, 80 * MIB) == (found.peak_allocated_bytes(True), found.peak_allocated_bytes(False))
+    assert found.peak_phase == "fwd0"
+
+
+@BOTH
+def test_the_first_moment_of_the_peak_is_named(kind: AllocatorKind) -> None:
+    found = replay(STEP, kind)
+
+    assert ("bwd0", 120 * MIB) == (found.peak_phase, sum(breakdown(STEP, found.block_bytes, found.peak_position).values()))
+
+
+@BOTH
+def test_the_breakdown_is_of_the_live_blocks(kind: AllocatorKind) -> None:
+    found = replay(STEP, kind)
+
+    assert breakdown(STEP, found.block_bytes, found.peak_position) == {
+        "weights": 40 * MIB,
+        "activations": 20 * MIB,
+        "gradients": 60 * MIB,
+    }
+
+
+@BOTH
+def test_under_the_peak_it_fails_where_the_cap_is_met(kind: AllocatorKind) -> None:
+    found = replay(STEP, kind, 100 * MIB)
+    error = found.out_of_memory
+
+    assert error is not None
+    assert ("bwd0", "gradients", 60 * MIB, 60 * MIB) == (error.phase, error.category, error.requested_bytes, error.allocated_bytes)
+    assert [p.name for p in found.phases] == ["model", "init", "fwd0", "bwd0"]
+
+
+@BOTH
+def test_with_the_cap_at_the_peak_it_runs(kind: AllocatorKind) -> None:
+    found = replay(STEP, kind, 120 * MIB)
+
+    assert (None, 0) == (found.out_of_memory, found.num_retries)
+
+
+@BOTH
+def test_a_retry_is_counted(kind: AllocatorKind) -> None:
+    found = replay(tape_of(("a", 40, ""), 0, "model", "init", ("b", 60, ""), "fwd0"), kind, 60 * MIB)
+
+    # native: the free segment of 40 MiB goes back; expandable: the test counts 40 + 60 before it maps, so it flushes, too
+    assert (None, 1) == (found.out_of_memory, found.num_retries)
+
+
+@BOTH
+def test_the_timeline_sums_to_what_is_live(kind: AllocatorKind) -> None:
+    found = replay(STEP, kind)
+    points = timeline(STEP, found.block_bytes, ("fwd0", "bwd0", "step0"))
+
+    assert [sum(kinds.values()) // MIB for _, kinds in points] == [60, 120, 100, 120, 60]
+    assert [round(x, 2) for x, _ in points] == [0.0, 0.2, 0.4, 0.6, 0.8]
+
+
+@BOTH
+def test_a_short_timeline_keeps_the_highest_moment_of_each_slice(kind: AllocatorKind) -> None:
+    found = replay(STEP, kind)
+    points = timeline(STEP, found.block_bytes, ("fwd0", "bwd0", "step0"), points=2)
+
+    assert [sum(kinds.values()) // MIB for _, kinds in points][:2] == [120, 120]
+
+
+def test_a_timeline_of_phases_that_were_not_reached_is_empty() -> None:
+    assert timeline(STEP, replay(STEP, "native").block_bytes, ("fwd1", "bwd1", "step1")) == []
