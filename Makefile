@@ -21,9 +21,12 @@ docs: $(VENV)/.installed
 docs-check: $(VENV)/.installed
 	$(BIN)/python docs/generate.py --check
 
+# Other estimators are left out where they are not installed: `make bench PEERS="python-with-accelerate python-with-fitcheck"`.
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.accuracy.run
 	$(BIN)/python -m benchmarks.steptime.run
+	$(BIN)/python -m benchmarks.published.run
+	$(BIN)/python -m benchmarks.peers.run $(foreach python,$(PEERS),--with $(python))
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

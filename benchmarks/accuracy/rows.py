@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,25 @@ from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, TrainingRecipe
 from llmcheck.units import GIB
 
 DATA = Path(__file__).parent / "data"
-_OPTIMIZERS = {"fused": "fused-adam", "torch": "adamw", "torch_ds": "adamw", "offload": "cpu-adam", "adam8bit": "adam-8bit"}
+SETS = {"peaks": "peaks.jsonl", "boundary": "boundary.jsonl", "campaign": "h100-2026-11.jsonl"}
+_MODEL_FILES = {"campaign": "models-2026-11.json"}  # the other sets have one file a model, under configs/
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_OPTIMIZERS = {
+    "fused": "fused-adam",
+    "torch": "adamw",
+    "torch_ds": "adamw",
+    "torch_foreach": "adamw",
+    "offload": "cpu-adam",
+    "adam8bit": "adam-8bit",
+}
 _DEFAULTS = {"rank": 0, "accum": 1, "ds": {}, "lora_r": 16, "dtype": "bf16", "liger": False, "alloc_conf": None, "steps": 3}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured run. `raw` is the line of the data file."""
+    """One measured run. `raw` is the line of the data file, `group` the set (of `SETS`) that it belongs to."""
 
+    group: str
     raw: dict[str, Any]
     model: ModelSpec
     recipe: TrainingRecipe
@@ -30,6 +42,8 @@ class Row:
 
     @property
     def label(self) -> str:
+        if "id" in self.raw:
+            return str(self.raw["id"])
         r = self.recipe
         parts = [self.model.name, r.method, f"z{r.zero_stage}", f"w{self.cluster.num_gpus}", f"b{r.micro_batch_size}", f"s{r.seq_len}"]
         parts += [] if r.checkpointing else ["nc"]
@@ -43,6 +57,15 @@ class Row:
         parts += [f"rank{self.rank}"] if self.rank else []
         parts += ["ds*"] if self.raw.get("ds") and r.offload == "none" else []
         return " ".join(parts)
+
+    @property
+    def num_layers(self) -> int:
+        return next(int(self.model.config[key]) for key in _LAYER_KEYS if key in self.model.config)
+
+    @property
+    def verdict(self) -> str | None:
+        """``ok`` or ``oom`` under the run's cap; None without a cap."""
+        return (self.raw.get("outcome") or self.raw["verdict"]) if "cap_gib" in self.raw else None
 
 
 def deepspeed_config(row: dict[str, Any]) -> dict[str, Any]:
@@ -69,29 +92,51 @@ def config_of(name: str) -> dict[str, Any]:
     return config
 
 
-def to_row(raw: dict[str, Any]) -> Row:
+@cache
+def _configs(file: str) -> dict[str, dict[str, Any]]:
+    configs: dict[str, dict[str, Any]] = json.loads((DATA / file).read_text())
+    return configs
+
+
+def _model_config(raw: dict[str, Any], group: str) -> dict[str, Any]:
+    """The configuration that `raw` was run with: its model's, with the row's overrides and number of layers."""
+    config = dict(_configs(_MODEL_FILES[group])[raw["model"]]) if group in _MODEL_FILES else config_of(raw["model"])
+    config.update(raw.get("config", {}))
+    layers = raw.get("layers")
+    if layers:
+        config.update({key: layers for key in _LAYER_KEYS if key in config})
+        if config.get("layer_types"):
+            config["layer_types"] = config["layer_types"][:layers]
+    return config
+
+
+def _lora(raw: dict[str, Any]) -> LoraSpec | None:
+    if raw["method"] == "full":
+        return None
+    targets = raw.get("lora_targets") or "all-linear"
+    return LoraSpec(
+        rank=raw["lora_r"],
+        dropout=raw.get("lora_dropout", 0.05),
+        targets=targets if isinstance(targets, str) else ",".join(targets),
+        train_embeddings=raw.get("train_embeddings", False),
+    )
+
+
+def to_row(raw: dict[str, Any], group: str = "peaks") -> Row:
     """A line of a data file as model, recipe and cluster."""
     raw = {**_DEFAULTS, **raw}
-    config = config_of(raw["model"])
-    if raw.get("layers"):
-        for key in ("num_hidden_layers", "n_layer"):
-            if key in config:
-                config[key] = raw["layers"]
-    model = spec_of_config(config, name=raw["model"], source="benchmarks/accuracy/data", where=raw["model"])
+    model = spec_of_config(_model_config(raw, group), name=raw["model"], source="benchmarks/accuracy/data", where=raw["model"])
     zero = raw["ds"].get("zero_optimization", {})
     offload = "params" if zero.get("offload_param") else "optimizer" if zero.get("offload_optimizer") else "none"
-    lora = None
-    if raw["method"] != "full":
-        lora = LoraSpec(rank=raw["lora_r"], dropout=raw.get("lora_dropout", 0.05), targets=raw.get("lora_targets") or "all-linear")
     recipe = TrainingRecipe(
         method=raw["method"],
-        lora=lora,
+        lora=_lora(raw),
         precision=raw["dtype"],
         optimizer=_OPTIMIZERS[raw["optimizer"]],  # type: ignore[arg-type]
         zero_stage=raw["zero"],
         offload=offload,  # type: ignore[arg-type]
         checkpointing=raw["ckpt"],
-        attention=raw["attn"],
+        attention=raw.get("attn_used") or ("sdpa" if raw["attn"] == "auto" else raw["attn"]),
         loss="liger" if raw["liger"] else "hf",
         allocator="expandable" if raw["alloc_conf"] else "native",
         micro_batch_size=raw["mbs"],
@@ -100,14 +145,14 @@ def to_row(raw: dict[str, Any]) -> Row:
         gradient_clipping=raw.get("clip", 1.0),
         deepspeed=deepspeed_config(raw),
     )
-    return Row(raw, model, recipe, ClusterSpec(gpu=find_gpu("h100"), gpus_per_node=raw["world"]), raw["rank"])
+    return Row(group, raw, model, recipe, ClusterSpec(gpu=find_gpu("h100"), gpus_per_node=raw["world"]), raw["rank"])
 
 
 def rows(name: str) -> Iterator[Row]:
-    """All rows of ``data/<name>.jsonl``."""
-    for line in (DATA / f"{name}.jsonl").read_text().splitlines():
+    """All rows of the set `name`."""
+    for line in (DATA / SETS[name]).read_text().splitlines():
         if line.strip():
-            yield to_row(json.loads(line))
+            yield to_row(json.loads(line), name)
 
 
 def cap_bytes(row: Row) -> int | None:

@@ -53,18 +53,20 @@ class Result:
         return not self.hunks
 
     def summary(self) -> str:
-        return (f"{len(self.expected)} expected, {len(self.actual)} simulated events; {len(self.hunks)} differing stretches "
-                f"({self.num_swaps} of them reorderings), {self.num_differences} events")
+        return (
+            f"{len(self.expected)} expected, {len(self.actual)} simulated events; {len(self.hunks)} differing stretches "
+            f"({self.num_swaps} of them reorderings), {self.num_differences} events"
+        )
 
     def report(self, max_reports: int = 5, context: int = 4) -> str:
         out = [self.summary()]
         for h in self.hunks[:max_reports]:
             kind = "same events in another order" if h.swap else "differs"
             out.append(f"--- expected #{h.i0} / simulated #{h.j0}: {kind}")
-            out += [f"    {_line(e)}" for e in self.expected[max(0, h.i0 - context):h.i0]]
-            out += [f"  - {_line(e)}" for e in self.expected[h.i0:h.i1]]
-            out += [f"  + {_line(e)}" for e in self.actual[h.j0:h.j1]]
-            out += [f"    {_line(e)}" for e in self.expected[h.i1:h.i1 + context]]
+            out += [f"    {_line(e)}" for e in self.expected[max(0, h.i0 - context) : h.i0]]
+            out += [f"  - {_line(e)}" for e in self.expected[h.i0 : h.i1]]
+            out += [f"  + {_line(e)}" for e in self.actual[h.j0 : h.j1]]
+            out += [f"    {_line(e)}" for e in self.expected[h.i1 : h.i1 + context]]
         if len(self.hunks) > max_reports:
             out.append(f"... {len(self.hunks) - max_reports} more")
         return "\n".join(out)
@@ -95,8 +97,17 @@ def without_transients(events: list[Event]) -> list[Event]:
     return out
 
 
-def compare(expected: Sequence[Sequence[Any]], actual: Sequence[Sequence[Any]], *, min_bytes: int = 0, phases: set[int] | None = None,
-            ignore_swaps: bool = False, ignore_transients: bool = False, window: int = 400, run: int = 6) -> Result:
+def compare(
+    expected: Sequence[Sequence[Any]],
+    actual: Sequence[Sequence[Any]],
+    *,
+    min_bytes: int = 0,
+    phases: set[int] | None = None,
+    ignore_swaps: bool = False,
+    ignore_transients: bool = False,
+    window: int = 400,
+    run: int = 6,
+) -> Result:
     """Align two event lists by position; at a difference look for the nearest point from which `run` events agree.
 
     `window`: how far to look, in events on either side. `ignore_swaps`: leave out hunks that hold the same events in another order.
@@ -115,7 +126,7 @@ def compare(expected: Sequence[Sequence[Any]], actual: Sequence[Sequence[Any]], 
             continue
         di, dj = _resync(x, y, i, j, window, run)
         hunk = Hunk(i, i + di, j, j + dj)
-        hunk.swap = sorted(x[i:i + di]) == sorted(y[j:j + dj])
+        hunk.swap = sorted(x[i : i + di]) == sorted(y[j : j + dj])
         if not (ignore_swaps and hunk.swap):
             result.hunks.append(hunk)
         i, j = i + di, j + dj
@@ -131,7 +142,7 @@ def _resync(x: list[int], y: list[int], i: int, j: int, window: int, run: int) -
             n = min(run, rest_x - di, rest_y - dj)
             if n == 0 and (rest_x - di or rest_y - dj):
                 continue
-            if x[i + di:i + di + n] == y[j + dj:j + dj + n]:
+            if x[i + di : i + di + n] == y[j + dj : j + dj + n]:
                 return di, dj
     return rest_x, rest_y
 
@@ -168,8 +179,14 @@ def main() -> int:
     simulated = json.loads(text)
     if isinstance(simulated, dict):
         simulated = simulated["events"]
-    result = compare(golden["events"], simulated, min_bytes=args.min_bytes, ignore_swaps=args.swaps, ignore_transients=args.transients,
-                     phases={PHASES[p] for p in args.phase} if args.phase else None)
+    result = compare(
+        golden["events"],
+        simulated,
+        min_bytes=args.min_bytes,
+        ignore_swaps=args.swaps,
+        ignore_transients=args.transients,
+        phases={PHASES[p] for p in args.phase} if args.phase else None,
+    )
     print(result.report(args.max_reports))
     return 0 if result.equal else 1
 

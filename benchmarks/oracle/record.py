@@ -46,9 +46,25 @@ def build() -> Path:
     root.mkdir(parents=True, exist_ok=True)
     partial = lib.with_suffix(f".{os.getpid()}")
     subprocess.run(
-        ["g++", "-O1", "-std=c++20", "-shared", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
-         f"-I{torch_dir}/include", f"-I{torch_dir}/include/torch/csrc/api/include", f"-I{sysconfig.get_paths()['include']}",
-         str(source), f"-L{torch_dir}/lib", "-lc10", "-ltorch_cpu", "-ltorch", f"-Wl,-rpath,{torch_dir}/lib", "-o", str(partial)],
+        [
+            "g++",
+            "-O1",
+            "-std=c++20",
+            "-shared",
+            "-fPIC",
+            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+            f"-I{torch_dir}/include",
+            f"-I{torch_dir}/include/torch/csrc/api/include",
+            f"-I{sysconfig.get_paths()['include']}",
+            str(source),
+            f"-L{torch_dir}/lib",
+            "-lc10",
+            "-ltorch_cpu",
+            "-ltorch",
+            f"-Wl,-rpath,{torch_dir}/lib",
+            "-o",
+            str(partial),
+        ],
         check=True,
     )
     partial.replace(lib)
@@ -64,18 +80,29 @@ def start_device() -> ctypes.CDLL:
     module = types.ModuleType("torch.oracle")
     state = torch.zeros(16, dtype=torch.uint8)
     answers: dict[str, Any] = {
-        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda _device: None,
-        "is_initialized": lambda: True, "_is_in_bad_fork": lambda: False, "manual_seed_all": lambda _seed: None,
-        "manual_seed": lambda _seed: None, "get_rng_state": lambda _device=0: state, "set_rng_state": lambda _state, _device=0: None,
-        "get_amp_supported_dtype": lambda: [torch.bfloat16, torch.float16], "synchronize": lambda _device=None: None,
-        "_lazy_init": lambda: None, "is_bf16_supported": lambda: True,
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": lambda _device: None,
+        "is_initialized": lambda: True,
+        "_is_in_bad_fork": lambda: False,
+        "manual_seed_all": lambda _seed: None,
+        "manual_seed": lambda _seed: None,
+        "get_rng_state": lambda _device=0: state,
+        "set_rng_state": lambda _state, _device=0: None,
+        "get_amp_supported_dtype": lambda: [torch.bfloat16, torch.float16],
+        "synchronize": lambda _device=None: None,
+        "_lazy_init": lambda: None,
+        "is_bf16_supported": lambda: True,
     }
     for name, answer in answers.items():
         setattr(module, name, answer)
+
     class device:  # noqa: N801 - torch.<backend>.device is the context manager's name
         def __init__(self, index: Any) -> None: ...
         def __enter__(self) -> None: ...
         def __exit__(self, *exc: object) -> None: ...
+
     module.device = device  # type: ignore[attr-defined]
     torch._register_device_module("oracle", module)
     torch.utils.generate_methods_for_privateuse1_backend()
@@ -165,8 +192,19 @@ def run_case(case: dict[str, Any], recorder_class: type[OracleRecorder] | type[C
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    c: dict[str, Any] = {"batch": 2, "seq": 48, "attention": "sdpa", "sdpa": "cudnn", "checkpointing": False, "method": "full",
-                         "lora_r": 5, "grads": "drop", "dtype": "bf16", "compute_limit": 2**62, **case}
+    c: dict[str, Any] = {
+        "batch": 2,
+        "seq": 48,
+        "attention": "sdpa",
+        "sdpa": "cudnn",
+        "checkpointing": False,
+        "method": "full",
+        "lora_r": 5,
+        "grads": "drop",
+        "dtype": "bf16",
+        "compute_limit": 2**62,
+        **case,
+    }
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     recorder = recorder_class(c)
@@ -200,6 +238,7 @@ def run_case(case: dict[str, Any], recorder_class: type[OracleRecorder] | type[C
             model.enable_input_require_grads()
     model.train()
     if c["grads"] == "drop":
+
         def drop(p: torch.Tensor) -> None:
             p.grad = None
 
@@ -226,9 +265,15 @@ def run_case(case: dict[str, Any], recorder_class: type[OracleRecorder] | type[C
     recorder.phase(-1)
     gc.enable()
     params = [[n, list(p.shape)] for n, p in model.named_parameters()]
-    return {"family": c["family"], "config": c["config"], "case": {k: v for k, v in c.items() if k not in ("family", "config")},
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "loss": round(value, 4), "events": recorder.events(), "params": params}
+    return {
+        "family": c["family"],
+        "config": c["config"],
+        "case": {k: v for k, v in c.items() if k not in ("family", "config")},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "loss": round(value, 4),
+        "events": recorder.events(),
+        "params": params,
+    }
 
 
 def cases_of(name: str) -> dict[str, dict[str, Any]]:
@@ -240,8 +285,16 @@ def cases_of(name: str) -> dict[str, dict[str, Any]]:
             for attention in entry.get("attention", ["sdpa", "eager"]):
                 for grads in ("drop", "keep") if method == "full" else ("drop",):
                     key = f"{method}-{'ckpt' if checkpointing else 'plain'}-{attention}-{grads}"
-                    out[key] = {"family": entry["family"], "config": entry["config"], "batch": 2, "seq": 40, "method": method,
-                                "grads": grads, "attention": attention, "checkpointing": checkpointing}
+                    out[key] = {
+                        "family": entry["family"],
+                        "config": entry["config"],
+                        "batch": 2,
+                        "seq": 40,
+                        "method": method,
+                        "grads": grads,
+                        "attention": attention,
+                        "checkpointing": checkpointing,
+                    }
                     if attention == "sdpa" and "sdpa" in entry:
                         out[key]["sdpa"] = entry["sdpa"]
                     if method == "lora" and "lora_targets" in entry:
@@ -277,8 +330,11 @@ def golden(name: str) -> str:
             print(result["trace"], file=sys.stderr)
             continue
         events = result.pop("events")
-        packed = {"phases": [sum(e[0] == k for e in events) for k in range(len(PHASES))], "bytes": [e[1] for e in events],
-                  "tags": [tags.setdefault(e[2], len(tags)) for e in events]}
+        packed = {
+            "phases": [sum(e[0] == k for e in events) for k in range(len(PHASES))],
+            "bytes": [e[1] for e in events],
+            "tags": [tags.setdefault(e[2], len(tags)) for e in events],
+        }
         if "params" not in data:
             data.update({k: result[k] for k in ("family", "config", "versions", "params")})
         data["cases"][key] = {"case": result["case"], "loss": result["loss"], "events": packed}
@@ -335,6 +391,7 @@ def main() -> int:
         return 0
     # imported once, before the forks
     import transformers.masking_utils  # noqa: F401
+
     if args.command == "golden":
         build()
         import peft  # noqa: F401

@@ -13,7 +13,7 @@ from weakref import ReferenceType, ref
 from llmcheck.shadow.tensor import Param, cur
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """All saved tensors of the region are there."""
 
 
@@ -70,14 +70,14 @@ def _recompute(frame: _Frame) -> None:
         # nothing is kept for a node of the forward that is gone (of a result that no loss depends on)
         values.append(None if holders[len(values)]() is None else kept)
         if len(values) == total:
-            raise _Stop
+            raise _StopError
         return kept  # held by the graph of the re-run, which goes with its frames
 
     before, grad = cur.pack, cur.grad
     cur.pack, cur.grad = pack, True
     try:
         frame.fn(*frame.args)
-    except _Stop:
+    except _StopError:
         pass
     finally:
         cur.pack, cur.grad = before, grad

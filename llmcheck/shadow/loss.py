@@ -41,20 +41,21 @@ def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return ops.cross_entropy(logits, shift_labels)
 
 
-def _without_logits(fn: Callable[[Tensor, Param, Tensor], Tensor], lm_head: Linear, hidden_states: Tensor, labels: Tensor) -> Tensor:
+def _without_logits(fn: Callable[..., Tensor], lm_head: Linear, hidden_states: Tensor, labels: Tensor) -> Tensor:
     labels = Tensor((labels.shape[0], labels.shape[1] + 1), 8)
     shift_labels = Tensor((labels.shape[0] * (labels.shape[1] - 1),), 8)
     hidden_states = ops.reshape(hidden_states, -1, hidden_states.shape[-1])
     hooks = cur.hooks
+    bias = lm_head.bias
     if hooks is not None:  # the weight is read outside its module's call: ZeRO-3 gathers it on access
         hooks.gather_external(lm_head)
-    return fn(hidden_states, lm_head.weight, shift_labels)
+    return fn(hidden_states, lm_head.weight, shift_labels) if bias is None else fn(hidden_states, lm_head.weight, shift_labels, bias)
 
 
-def chunked_cross_entropy(hidden: Tensor, w: Param, labels: Tensor) -> Tensor:
+def chunked_cross_entropy(hidden: Tensor, w: Param, labels: Tensor, bias: Param | None = None) -> Tensor:
     """Our chunked loss: both gradients are made in the forward, `CHUNK_TOKENS` rows at a time; fp32 only inside a chunk.
 
-    `hidden`: [r, h], `w`: [V, h]. Per chunk: logits in the model's type, their fp32 copy (softmax and gradient in place), the
+    `hidden`: [r, h], `w`: [V, h], `bias`: [V]. Per chunk: logits in the model's type, their fp32 copy (softmax and gradient in place), the
     gradient in the model's type.
     """
     rows, h = hidden.shape
@@ -63,6 +64,7 @@ def chunked_cross_entropy(hidden: Tensor, w: Param, labels: Tensor) -> Tensor:
     need_w = cur.grad and w.req
     grad_input = Tensor((rows, h), hidden.item)
     grad_weight = Tensor((vocab, h), w.item) if need_w else None
+    grad_bias = Tensor((vocab,), bias.item) if bias is not None and cur.grad and bias.req else None
     logits = Storage(chunk * vocab * hidden.item)
     if cur.kernels is not None:
         cur.kernels.matmul_workspace(False)
@@ -74,7 +76,11 @@ def chunked_cross_entropy(hidden: Tensor, w: Param, labels: Tensor) -> Tensor:
         gw = None if grad_weight is None else (grad_weight.shape, grad_weight.item)
 
         def back(s: Any, g: Tensor) -> list[Tensor | None]:
-            return [Tensor(gi[0], gi[1], s[0], None, True), None if gw is None else Tensor(gw[0], gw[1], s[1])]
+            grads: list[Tensor | None] = [Tensor(gi[0], gi[1], s[0], None, True), None if gw is None else Tensor(gw[0], gw[1], s[1])]
+            if bias is not None:
+                grads.append(None if s[2] is None else Tensor(bias.shape, bias.item, s[2]))
+            return grads
 
-        record(out, back, (hidden, w), (grad_input.st, None if grad_weight is None else grad_weight.st))
+        kept = [None if t is None else t.st for t in (grad_weight, grad_bias)]
+        record(out, back, (hidden, w) if bias is None else (hidden, w, bias), (grad_input.st, *kept))
     return out

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcheck.shadow import liger, ops
 from llmcheck.shadow.checkpoint import checkpoint
-from llmcheck.shadow.tensor import Param, Storage, Tensor, cur
+from llmcheck.shadow.tensor import Param, Tensor, cur
 
 if TYPE_CHECKING:
     from llmcheck.shadow.quant import PackedWeight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llmcheck.shadow.allocator import ExpandableAllocator, NativeAllocator, OutOfMemoryError
 from llmcheck.shadow.tensor import Tape
@@ -34,24 +35,23 @@ def replay(tape: Tape, kind: AllocatorKind, cap_bytes: int | None = None) -> Rep
     allocator: NativeAllocator | ExpandableAllocator
     allocator = NativeAllocator(cap_bytes) if kind == "native" else ExpandableAllocator(cap_bytes)
     events, sizes, streams = tape.events, tape.sizes, tape.streams
-    blocks: list = [None] * len(sizes)
+    blocks: list[Any] = [None] * len(sizes)
     block_bytes = [0] * len(sizes)
     phases: list[PhaseStats] = []
     malloc, free = allocator.malloc, allocator.free
     position = 0
     peak_position, peak_phase, peak = 0, "", -1
     oom: OutOfMemory | None = None
-    pending = [m for m in tape.marks]
+    pending = list(tape.marks)
     pending.append((len(events), "end", ""))
-    last_phase_start = 0
     names = [m[2] for m in tape.marks if m[1] == "phase"]
     phase_index = 0
     for stop, what, name in pending:
+        start = position
         training = phase_index < len(names) and names[phase_index] not in ("model", "init")
-        track = training
         try:
-            if track:
-                for position in range(position, stop):
+            if training:
+                for position in range(start, stop):
                     e = events[position]
                     if e >= 0:
                         block = blocks[e] = malloc(sizes[e], streams[e])
@@ -61,7 +61,7 @@ def replay(tape: Tape, kind: AllocatorKind, cap_bytes: int | None = None) -> Rep
                     else:
                         free(blocks[~e])
             else:
-                for position in range(position, stop):
+                for position in range(start, stop):
                     e = events[position]
                     if e >= 0:
                         block = blocks[e] = malloc(sizes[e], streams[e])
@@ -85,9 +85,7 @@ def replay(tape: Tape, kind: AllocatorKind, cap_bytes: int | None = None) -> Rep
         elif what == "phase":
             phases.append(_stats(name, allocator))
             allocator.peak_allocated, allocator.peak_reserved = allocator.allocated, allocator.reserved
-            last_phase_start = stop
             phase_index += 1
-    del last_phase_start
     return Replay(phases, allocator.num_retries, oom, peak_position, peak_phase, block_bytes)
 
 

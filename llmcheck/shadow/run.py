@@ -14,8 +14,8 @@ from llmcheck.shadow import families, lora
 from llmcheck.shadow.execute import execute
 from llmcheck.shadow.families.base import Config, Family, Run
 from llmcheck.shadow.kernels import kernels_for
-from llmcheck.shadow.replay import Replay, breakdown, replay, timeline
 from llmcheck.shadow.module import Build
+from llmcheck.shadow.replay import Replay, breakdown, replay, timeline
 from llmcheck.shadow.tensor import Tape, cur
 from llmcheck.shadow.zero.stage12 import Partition
 from llmcheck.types import ClusterSpec, GpuSpec, ModelSpec, RankEstimate, TrainingRecipe
@@ -181,13 +181,19 @@ def _required_bytes(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSp
         host = _cached_sequence(_Key(model, recipe, cluster, rank, False))
         whole = replay(host.tape, recipe.allocator, None)
         low = max(whole.peak_allocated_bytes(True), whole.peak_allocated_bytes(False))
-        if low < best:
-            best = min(best, _search(host.tape, recipe, low, whole.peak_reserved_bytes))
+        # a GPU with room for the second copy flattens on the device, so only sizes below that count
+        if low < min(best, flat):
+            through_host = _search(host.tape, recipe, low, whole.peak_reserved_bytes)
+            best = min(best, through_host) if through_host < flat else best
     return best + overhead
 
 
 def _search(tape: Tape, recipe: TrainingRecipe, low: int, high: int) -> int:
-    """The smallest cap in [low, high] under which the tape runs, to `step` bytes. Most tapes need little more than `low`: try there first."""
+    """A cap in [low, high + a few steps] under which the tape ran, at most `step` bytes above the smallest.
+
+    Most tapes need little more than `low`, so that is tried first. `high`, the memory reserved without a cap, is tried too: near its cap the
+    expandable allocator wants room for a whole request.
+    """
     step = max(16 * MIB, high // 256)
     stride = step
     while low + stride < high:
@@ -196,6 +202,9 @@ def _search(tape: Tape, recipe: TrainingRecipe, low: int, high: int) -> int:
             break
         low += stride
         stride *= 2
+    else:
+        while replay(tape, recipe.allocator, high).out_of_memory is not None:
+            low, high = high, high + step
     while high - low > step:
         middle = (low + high) // 2
         if replay(tape, recipe.allocator, middle).out_of_memory is None:

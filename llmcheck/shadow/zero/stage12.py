@@ -71,9 +71,10 @@ class Stage12:
         self.micro_step = 0
         self.offload = settings.offload_optimizer.enabled
         self.offload_buffer: Storage | None = None
-        # fp32 accumulation of 16-bit gradients: each reduced slice is added to one flat fp32 partition (_build_compact_grad_partition_buffer)
+        # fp32 accumulation of 16-bit gradients: each reduced slice is added to one flat partition (_build_compact_grad_partition_buffer)
         self.compact = settings.grad_accum_dtype == "fp32" and item != 4
         self.compact_flat: Storage | None = None
+        self.kept: list[Tensor | None] = []  # without contiguous gradients
 
     # --- deepspeed.initialize ---------------------------------------------------------------------------------------------------
 
@@ -319,7 +320,7 @@ class Stage12:
             grad = Storage(part.size * 4)
             del flat
         self.averaged = self.averaged_pad = None
-        self.kept: list[Tensor | None] = []
+        self.kept = []
         self.optimizer.step([part.size])
         del grad
         c.category = "activations"

@@ -595,6 +595,17 @@ class Stage3:
     def step(self) -> None:
         c = cur
         self.coordinator.release_all()
+        if not self.offload and self.settings.precision == "fp16":
+            # has_overflow: isinf makes |x| and its mask, isnan a mask, over all gradients at once, on the reduction stream
+            stream, c.stream = c.stream, REDUCE_STREAM
+            c.category = "zero_buffers"
+            n = sum(p.ds.partition_numel for p in self.params)
+            absolute = Storage(self.grad_item * n)
+            mask = Storage(n)
+            del absolute, mask
+            nan = Storage(n)
+            del nan
+            c.stream = stream
         if not self.offload:
             c.category = "optimizer_states"
             for p in self.params:

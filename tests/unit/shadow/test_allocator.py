@@ -3,6 +3,7 @@ get_allocation_size, should_split, release_cached_blocks, try_allocate_expandabl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_small_requests_share_a_segment() -> None:
     allocator = NativeAllocator()
     first, second = allocator.malloc(MIB), allocator.malloc(MIB)
 
-    assert 2 * MIB == allocator.reserved
+    assert allocator.reserved == 2 * MIB
     assert first.addr + MIB == second.addr
 
 
@@ -67,7 +68,7 @@ def test_a_small_request_takes_nothing_from_the_large_pool(kind: Any) -> None:
     allocator.free(allocator.malloc(5 * MIB))
     allocator.malloc(512)
 
-    assert 22 * MIB == allocator.reserved  # 20 MiB large, 2 MiB small
+    assert allocator.reserved == 22 * MIB  # 20 MiB large, 2 MiB small
 
 
 # --- best fit, splitting, merging --------------------------------------------------------------------------------------------
@@ -97,29 +98,29 @@ def test_a_large_block_is_not_split_for_a_rest_of_one_mib() -> None:
     allocator = NativeAllocator()
     allocator.free(allocator.malloc(12 * MIB))
 
-    assert 12 * MIB == allocator.malloc(11 * MIB).size
+    assert allocator.malloc(11 * MIB).size == 12 * MIB
 
 
 def test_a_large_block_is_split_for_a_rest_above_one_mib() -> None:
     allocator = NativeAllocator()
     allocator.free(allocator.malloc(12 * MIB))
 
-    assert 11 * MIB - 512 == allocator.malloc(11 * MIB - 512).size
+    assert allocator.malloc(11 * MIB - 512).size == 11 * MIB - 512
 
 
 def test_a_small_block_is_split_for_a_rest_of_512_bytes() -> None:
     allocator = NativeAllocator()
     allocator.malloc(MIB)
-    assert MIB - 512 == allocator.malloc(MIB - 512).size
-    assert 512 == allocator.malloc(1).size
+    assert allocator.malloc(MIB - 512).size == MIB - 512
+    assert allocator.malloc(1).size == 512
 
-    assert 2 * MIB == allocator.reserved
+    assert allocator.reserved == 2 * MIB
 
 
 def test_the_expandable_allocator_splits_large_blocks_for_512_bytes() -> None:
     allocator = ExpandableAllocator()
 
-    assert 20 * MIB - 512 == allocator.malloc(20 * MIB - 512).size
+    assert allocator.malloc(20 * MIB - 512).size == 20 * MIB - 512
 
 
 @both
@@ -154,10 +155,10 @@ def test_a_free_block_serves_its_own_stream_only(kind: Any) -> None:
     allocator = kind()
     allocator.free(allocator.malloc(20 * MIB, 0))
     allocator.malloc(20 * MIB, 1)
-    assert 40 * MIB == allocator.reserved
+    assert allocator.reserved == 40 * MIB
     allocator.malloc(20 * MIB, 0)
 
-    assert 40 * MIB == allocator.reserved
+    assert allocator.reserved == 40 * MIB
 
 
 # --- the cap ---------------------------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def test_over_the_cap_free_segments_go_back_and_the_request_is_tried_again() -> 
     allocator.free(allocator.malloc(20 * MIB))
     allocator.malloc(30 * MIB)
 
-    assert (1, 30 * MIB) == (allocator.num_retries, allocator.reserved)
+    assert (allocator.num_retries, allocator.reserved) == (1, 30 * MIB)
 
 
 @both
@@ -179,7 +180,7 @@ def test_the_flush_returns_the_free_segments_of_all_streams_and_pools(kind: Any)
     allocator.free(allocator.malloc(512, 1))
     allocator.malloc(40 * MIB, 2)
 
-    assert (1, 40 * MIB) == (allocator.num_retries, allocator.reserved)
+    assert (allocator.num_retries, allocator.reserved) == (1, 40 * MIB)
 
 
 def test_the_flush_keeps_a_segment_of_which_a_part_is_in_use() -> None:
@@ -190,7 +191,7 @@ def test_the_flush_keeps_a_segment_of_which_a_part_is_in_use() -> None:
         allocator.malloc(22 * MIB)
 
     error = failure.value
-    assert (22 * MIB, 2 * MIB, 20 * MIB) == (error.requested, error.allocated, error.reserved)
+    assert (error.requested, error.allocated, error.reserved) == (22 * MIB, 2 * MIB, 20 * MIB)
 
 
 @both
@@ -201,7 +202,7 @@ def test_a_failed_request_changes_nothing_but_the_count_of_retries(kind: Any) ->
     with pytest.raises(OutOfMemoryError):
         allocator.malloc(40 * MIB)
 
-    assert (2 * MIB, 20 * MIB, 1) == (allocator.allocated, allocator.reserved, allocator.num_retries)
+    assert (allocator.allocated, allocator.reserved, allocator.num_retries) == (2 * MIB, 20 * MIB, 1)
     assert kept.addr + 2 * MIB == allocator.malloc(18 * MIB).addr
 
 
@@ -211,7 +212,7 @@ def test_a_request_of_exactly_what_the_cap_leaves_succeeds(kind: Any) -> None:
     allocator.malloc(20 * MIB)
     allocator.malloc(40 * MIB)
 
-    assert (0, 60 * MIB) == (allocator.num_retries, allocator.reserved)
+    assert (allocator.num_retries, allocator.reserved) == (0, 60 * MIB)
 
 
 @both
@@ -220,7 +221,7 @@ def test_empty_cache_is_no_retry(kind: Any) -> None:
     allocator.free(allocator.malloc(20 * MIB))
     allocator.empty_cache()
 
-    assert (0, 0) == (allocator.num_retries, allocator.reserved)
+    assert (allocator.num_retries, allocator.reserved) == (0, 0)
 
 
 @both
@@ -230,7 +231,7 @@ def test_the_peaks_stay_when_memory_goes(kind: Any) -> None:
     allocator.empty_cache()
     allocator.malloc(512)
 
-    assert (20 * MIB, 20 * MIB) == (allocator.peak_allocated, allocator.peak_reserved)
+    assert (allocator.peak_allocated, allocator.peak_reserved) == (20 * MIB, 20 * MIB)
 
 
 # --- expandable segments -----------------------------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ def test_the_peaks_stay_when_memory_goes(kind: Any) -> None:
 def test_a_range_grows_by_pages_of_20_mib() -> None:
     allocator = ExpandableAllocator()
     first = allocator.malloc(12 * MIB)
-    assert 20 * MIB == allocator.reserved
+    assert allocator.reserved == 20 * MIB
     second = allocator.malloc(30 * MIB)  # the 8 MiB that are left and two pages more
 
     assert (first.addr + 12 * MIB, 60 * MIB) == (second.addr, allocator.reserved)
@@ -250,17 +251,17 @@ def test_the_small_range_grows_by_pages_of_2_mib() -> None:
     for _ in range(3):
         allocator.malloc(MIB)
 
-    assert 4 * MIB == allocator.reserved
+    assert allocator.reserved == 4 * MIB
 
 
 def test_whole_pages_inside_a_free_block_are_unmapped() -> None:
     allocator = ExpandableAllocator()
     blocks = [allocator.malloc(30 * MIB) for _ in range(3)]
-    assert 100 * MIB == allocator.reserved  # five pages for 90 MiB
+    assert allocator.reserved == 100 * MIB  # five pages for 90 MiB
     allocator.free(blocks[1])  # [30, 60) MiB: only the page [40, 60) lies inside
     allocator.empty_cache()
 
-    assert 80 * MIB == allocator.reserved
+    assert allocator.reserved == 80 * MIB
 
 
 def test_an_unmapped_hole_is_mapped_again_together_with_the_free_space_before_it() -> None:
@@ -343,7 +344,7 @@ def test_live_blocks_never_overlap(kind: Any, program: Sequence[Any], cap: int |
         spans.setdefault(id(block.pool), []).append((block.addr, block.addr + block.size))
     for found in spans.values():
         found.sort()
-        assert all(end <= start for (_, end), (start, _) in zip(found, found[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(found))
 
 
 @laws
@@ -370,7 +371,7 @@ def test_with_everything_freed_the_cache_can_be_emptied_wholly(kind: Any, progra
         allocator.free(block)
     allocator.empty_cache()
 
-    assert (0, 0) == (allocator.allocated, allocator.reserved)
+    assert (allocator.allocated, allocator.reserved) == (0, 0)
 
 
 @both

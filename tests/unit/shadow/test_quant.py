@@ -1,4 +1,4 @@
-"""NF4 with double quantisation, by hand from bitsandbytes' ``quantize_4bit`` (blocks of 64, second-level blocks of 256) and the QLoRA paper."""
+"""NF4 with double quantisation, by hand from bitsandbytes' ``quantize_4bit`` (blocks of 64, of those 256) and the QLoRA paper."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_packing_drops_the_weight_last(tape: Tape) -> None:
     start = len(tape.events)
     layer = Linear(build, 64, 64)
 
-    # bf16 weight; fp32 scales, packed weight, code, offset, centred scales, second-level scales, scales in bytes; fp32 vectors and weight go
+    # bf16 weight; fp32 scales, packed weight, code, offset, centred scales, second-level scales, byte scales; fp32 vectors and weight go
     events = signed(tape, start)
     assert events[:8] == [8192, 256, 2048, 64, 4, 256, 4, 64]
     assert sorted(events[8:]) == [-8192, -256, -256]

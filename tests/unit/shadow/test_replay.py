@@ -58,7 +58,7 @@ def test_each_phase_has_its_own_peaks(kind: AllocatorKind) -> None:
 def test_the_training_peak_leaves_out_construction(kind: AllocatorKind) -> None:
     found = replay(tape_of(("weights", 80, ""), 0, "model", "init", ("activations", 20, ""), "fwd0"), kind)
 
-    assert (20 * MIB, 80 * MIB) == (found.peak_allocated_bytes(True), found.peak_allocated_bytes(False))
+    assert (found.peak_allocated_bytes(True), found.peak_allocated_bytes(False)) == (20 * MIB, 80 * MIB)
     assert found.peak_phase == "fwd0"
 
 
@@ -66,7 +66,7 @@ def test_the_training_peak_leaves_out_construction(kind: AllocatorKind) -> None:
 def test_the_first_moment_of_the_peak_is_named(kind: AllocatorKind) -> None:
     found = replay(STEP, kind)
 
-    assert ("bwd0", 120 * MIB) == (found.peak_phase, sum(breakdown(STEP, found.block_bytes, found.peak_position).values()))
+    assert (found.peak_phase, sum(breakdown(STEP, found.block_bytes, found.peak_position).values())) == ("bwd0", 120 * MIB)
 
 
 @BOTH
@@ -86,7 +86,7 @@ def test_under_the_peak_it_fails_where_the_cap_is_met(kind: AllocatorKind) -> No
     error = found.out_of_memory
 
     assert error is not None
-    assert ("bwd0", "gradients", 60 * MIB, 60 * MIB) == (error.phase, error.category, error.requested_bytes, error.allocated_bytes)
+    assert (error.phase, error.category, error.requested_bytes, error.allocated_bytes) == ("bwd0", "gradients", 60 * MIB, 60 * MIB)
     assert [p.name for p in found.phases] == ["model", "init", "fwd0", "bwd0"]
 
 
@@ -94,7 +94,7 @@ def test_under_the_peak_it_fails_where_the_cap_is_met(kind: AllocatorKind) -> No
 def test_with_the_cap_at_the_peak_it_runs(kind: AllocatorKind) -> None:
     found = replay(STEP, kind, 120 * MIB)
 
-    assert (None, 0) == (found.out_of_memory, found.num_retries)
+    assert (found.out_of_memory, found.num_retries) == (None, 0)
 
 
 @BOTH
@@ -102,7 +102,7 @@ def test_a_retry_is_counted(kind: AllocatorKind) -> None:
     found = replay(tape_of(("a", 40, ""), 0, "model", "init", ("b", 60, ""), "fwd0"), kind, 60 * MIB)
 
     # native: the free segment of 40 MiB goes back; expandable: the test counts 40 + 60 before it maps, so it flushes, too
-    assert (None, 1) == (found.out_of_memory, found.num_retries)
+    assert (found.out_of_memory, found.num_retries) == (None, 1)
 
 
 @BOTH

@@ -1,4 +1,4 @@
-"""Lifetimes and the reverse-mode engine, by hand from ``torch/csrc/autograd`` (engine.cpp, input_buffer.cpp, accumulate_grad.h; torch 2.11).
+"""Lifetimes and the reverse-mode engine, by hand from ``torch/csrc/autograd`` (engine, input_buffer, accumulate_grad; torch 2.11).
 
 Sizes name tensors: every tensor of a test has its own number of bytes where that matters.
 """
@@ -77,13 +77,13 @@ def test_without_grad_mode_nothing_is_kept(tape: Tape) -> None:
     with NoGrad():
         y = ops.silu(w)
 
-    assert (None, False, True) == (y.node, y.req, cur.grad)
+    assert (y.node, y.req, cur.grad) == (None, False, True)
 
 
 def test_a_result_of_tensors_without_gradient_has_no_node(tape: Tape) -> None:
     y = ops.mul(Tensor((7,), 2), Tensor((7,), 2))
 
-    assert (None, False) == (y.node, y.req)
+    assert (y.node, y.req) == (None, False)
 
 
 def test_a_saved_tensor_lives_as_long_as_its_node(tape: Tape) -> None:
