@@ -50,7 +50,7 @@ class PackedWeight:
 
     def product(self, x: Tensor, biased: bool) -> Tensor:
         """``MatMul4Bit``: a Python function; it saves nothing but the packed weight."""
-        lead, k = x.shape[:-1], x.shape[-1]
+        lead = x.shape[:-1]
         n = self.shape[0]
         unpacked, scales = self._unpack(2)
         out = ops.matmul_kernel(lead + (n,), x.item, biased)

@@ -191,8 +191,8 @@ def _required_bytes(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSp
 def _search(tape: Tape, recipe: TrainingRecipe, low: int, high: int) -> int:
     """A cap in [low, high + a few steps] under which the tape ran, at most `step` bytes above the smallest.
 
-    Most tapes need little more than `low`, so that is tried first. `high`, the memory reserved without a cap, is tried too: near its cap the
-    expandable allocator wants room for a whole request.
+    Most tapes need little more than `low`, so that is tried first. `high`, the memory reserved without a cap, is tried too: near its cap
+    the expandable allocator wants room for a whole request.
     """
     step = max(16 * MIB, high // 256)
     stride = step

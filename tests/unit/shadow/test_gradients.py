@@ -15,17 +15,13 @@ from llmcheck.shadow.module import Build
 from llmcheck.shadow.tensor import Tape, Tensor, backward, cur
 
 SMALL: dict[str, Any] = json.loads((Path(__file__).parents[3] / "benchmarks" / "oracle" / "families.json").read_text())
-# The head of these has a bias, which the losses that make no logits leave out: its gradient is missing (2 bytes a word of the vocabulary)
-HEAD_WITH_BIAS = {"gptj", "codegen", "phi"}
 
 
 def _cases() -> list[Any]:
     out = []
     for name in sorted(SMALL):
         for loss in ("hf", "chunked"):
-            known = loss == "chunked" and SMALL[name]["family"] in HEAD_WITH_BIAS
-            marks = [pytest.mark.xfail(strict=True, reason="the chunked loss leaves out the head's bias")] if known else []
-            out.append(pytest.param(name, loss, id=f"{name}-{loss}", marks=marks))
+            out.append(pytest.param(name, loss, id=f"{name}-{loss}"))
     return out
 
 

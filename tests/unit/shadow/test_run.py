@@ -165,7 +165,6 @@ def test_the_required_size_is_no_more_than_16_mib_too_large(kind: AllocatorKind,
     assert run.simulate_rank(SMOL, recipe, cluster, cap_bytes=needed - step - 1).out_of_memory is not None
 
 
-@pytest.mark.xfail(strict=True, reason="required_bytes takes a size found for flattening through the host that is above the switch to it")
 def test_a_gpu_of_the_required_size_runs_it_though_flattening_through_the_host_needs_less() -> None:
     # 64 MiB would do if the parameters were flattened through the host; with 64 MiB DeepSpeed flattens on the device, and that takes 84
     config = {
@@ -181,7 +180,6 @@ def test_a_gpu_of_the_required_size_runs_it_though_flattening_through_the_host_n
     assert run.simulate_rank(model, recipe, smallest, rank=1).out_of_memory is None
 
 
-@pytest.mark.xfail(strict=True, reason="required_bytes takes the reserved peak untried; expandable segments count whole requests")
 def test_a_gpu_of_the_required_size_runs_it_with_expandable_segments() -> None:
     config = {
         "model_type": "mixtral", "vocab_size": 1100, "hidden_size": 384, "intermediate_size": 688, "num_hidden_layers": 2,
