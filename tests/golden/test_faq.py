@@ -1,4 +1,4 @@
-"""BELLE's FAQ, rows 1 to 4, on 8 x A100-40G: what the plan says of the models that the FAQ names (bf16 and fp16 take the same bytes here).
+"""BELLE's FAQ, rows 1 to 4, on 8 x A100-40G: what the plan says of the models that the FAQ names, in fp16 as there.
 
 Source: the FAQ of the BELLE project ("our machine is 8 x A100 40G"), DeepSpeed-Chat without offload. The measured runs behind the
 verdicts are the rows with a cap of 38.8 GiB in ``benchmarks/accuracy/data/boundary.jsonl``.
@@ -19,7 +19,9 @@ from llmcheck.types import ClusterSpec
 
 def plan(model: str, gpus: int, **fixed: Any) -> Plan:
     cluster = ClusterSpec(gpu=find_gpu("A100-40G"), gpus_per_node=gpus)
-    return search(PlanRequest(model=find_model(model), cluster=cluster, offload="none", optimizer="fused-adam", loss="hf", **fixed))
+    return search(
+        PlanRequest(model=find_model(model), cluster=cluster, offload="none", optimizer="fused-adam", loss="hf", precision="fp16", **fixed)
+    )
 
 
 @pytest.mark.parametrize(
