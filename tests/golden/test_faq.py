@@ -29,7 +29,14 @@ def plan(model: str, gpus: int, **fixed: Any) -> Plan:
     [
         # 1: one GPU, full fine-tuning, 1024 tokens: bloomz-1b1 at most, with the allocator of the time; 1b7 only with a short length
         (1, "bloomz-1b1", 1, 1024, {"method": "full", "zero_stage": 2, "allocator": "native"}, True),
-        (1, "bloomz-1b7", 1, 1024, {"method": "full", "zero_stage": 2, "allocator": "native", "micro_batch_size": 1}, False),
+        (
+            1,
+            "bloomz-1b7",
+            1,
+            1024,
+            {"method": "full", "zero_stage": 2, "allocator": "native", "micro_batch_size": 1, "checkpointing": True},
+            False,
+        ),
         (1, "bloomz-3b", 1, 256, {"method": "full", "zero_stage": 2, "micro_batch_size": 1}, False),
         # 2: eight GPUs, full fine-tuning: BLOOMZ-7b1 and LLaMA-7B
         (2, "bloomz-7b1", 8, 1024, {"method": "full"}, True),
