@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmcheck.catalog.config import complete, read_config, spec_of_config
@@ -305,6 +305,7 @@ families = st.sampled_from(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first draw may read a family's data file
 @given(family=families, data=st.data())
 def test_any_values_give_a_configuration_or_a_user_error(family: str, data: st.DataObject) -> None:
     known = family_data(family)
