@@ -118,7 +118,7 @@ class Coordinator:
         self.available = 0
         self.inflight: dict[Param, _Handle | _Single] = {}
         self.active_backward: dict[int, Module] = {}
-        self.recompute: dict[int, set[Param]] = {}
+        self.recompute: dict[int, dict[Param, None]] = {}  # insertion order: a set's would hang on addresses
         self.release_cache: dict[tuple[int, int], frozenset[int]] = {}
         self.params: list[Param] = []
         self.own: dict[tuple[int, bool], list[Param]] = {}
@@ -167,7 +167,7 @@ class Coordinator:
             p.ds.active.add(id(module))
             if recompute and self.active_backward and not p.req:
                 owner = next(reversed(self.active_backward.values()))
-                self.recompute.setdefault(id(owner), set()).add(p)
+                self.recompute.setdefault(id(owner), {})[p] = None
                 p.ds.active.add(id(owner))
             handle = self.inflight.pop(p, None)
             if handle is not None:
@@ -269,7 +269,7 @@ class Coordinator:
             extra = self.recompute.pop(id(module), None)
             if extra:
                 release = set(release) | {p.ds.ident for p in extra if not p.ds.persist}
-                params = list({*params, *extra})
+                params = list(dict.fromkeys((*params, *extra)))
             self.active_backward.pop(id(module), None)
         for p in params:
             p.ds.active.discard(id(module))
@@ -286,7 +286,7 @@ class Coordinator:
     def release_backward_leftovers(self) -> None:
         while self.active_backward:
             _, module = self.active_backward.popitem()
-            for p in {*self.own_params(module), *self.recompute.pop(id(module), set())}:
+            for p in dict.fromkeys((*self.own_params(module), *self.recompute.pop(id(module), {}))):
                 p.ds.active.discard(id(module))
                 if not p.ds.persist:
                     self.release_param(p)
