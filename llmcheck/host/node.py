@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import lru_cache
 from typing import NamedTuple
 
 from llmcheck.dsconfig import ZeroSettings, complete, hidden_size_of
@@ -106,45 +105,12 @@ def of_parameters(
 
 def parameters_of(model: ModelSpec, recipe: TrainingRecipe) -> tuple[Parameter, ...]:
     """The parameters of `model` under `recipe`, LoRA adapters included. A family without a shadow counts as one parameter."""
-    return _parameters(_Shape(model, recipe))
+    from llmcheck.shadow.parameters import parameters  # only here: `of_parameters` needs no model
 
-
-class _Shape:
-    """Cache key: what the list of parameters depends on. A search asks for the same few again and again."""
-
-    __slots__ = ("key", "model", "recipe")
-
-    def __init__(self, model: ModelSpec, recipe: TrainingRecipe) -> None:
-        self.model, self.recipe = model, recipe
-        self.key = (model.family, model.num_params, repr(sorted(model.config.items(), key=lambda item: item[0])), recipe.lora)
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shape) and self.key == other.key
-
-
-@lru_cache(maxsize=32)
-def _parameters(shape: _Shape) -> tuple[Parameter, ...]:
-    from llmcheck.shadow import families, lora  # only here: `of_parameters` needs no model
-    from llmcheck.shadow.families.base import Config, Run
-    from llmcheck.shadow.module import Build
-    from llmcheck.shadow.tensor import Tape, cur
-
-    model, adapters = shape.model, shape.recipe.lora
-    family = families.get(model.family if model.family_known else families.STAND_IN)
-    if family is None:
-        return (Parameter(model.num_params, adapters is None),)
-    cur.reset(Tape())
     try:
-        build = Build(2)
-        shadow = family.build(build, Config(model.config), Run())
-        if adapters is not None:
-            lora.inject(shadow, adapters, family, build)
-        return tuple(Parameter(p.numel, p.req) for p in shadow.parameters())
-    finally:
-        cur.reset(Tape())
+        return tuple(Parameter(numel, trainable) for numel, trainable in parameters(model, recipe))
+    except KeyError:
+        return (Parameter(model.num_params, recipe.lora is None),)
 
 
 def checkpoint_bytes(parameters: tuple[Parameter, ...], settings: ZeroSettings, optimizer: Optimizer = "fused-adam") -> int:

@@ -20,7 +20,7 @@ from llmcheck.types import (
     TrainingRecipe,
     Verdict,
 )
-from llmcheck.units import MIB, gib, round_up
+from llmcheck.units import MIB, gib
 
 Evidence = Literal["simulated-measured-kernels", "simulated-unmeasured-kernels", "conservative-stand-in"]
 
@@ -75,24 +75,16 @@ def complete(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> 
 def likely_rank(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> int:
     """The rank that a search simulates: the one with the most gradients where that matters, else rank 0.
 
-    Stages 1 and 2 cut one flat buffer, and a rank keeps the whole gradients of all parameters that touch its part (DeepSpeed 0.19.8
-    runtime/zero/stage_1_and_2.py, get_flat_partition).
+    Stages 1 and 2 cut one flat buffer, and a rank keeps the whole gradients of all parameters that touch its part.
     """
     ranks = cluster.num_gpus
     if ranks == 1 or recipe.zero_stage not in (1, 2) or recipe.method != "full":
         return 0
-    from llmcheck.host import parameters_of
+    from llmcheck.shadow.parameters import touched, trainable_numels
 
-    sizes = [p.numel for p in parameters_of(model, recipe) if p.trainable]
-    part = round_up(sum(sizes), 2 * ranks) // ranks
-    touched = [0] * ranks
-    start = 0
-    for size in sizes:
-        for rank in range(start // part, min(ranks - 1, (start + size - 1) // part) + 1):
-            touched[rank] += size
-        start += size
-    most = max(range(ranks), key=lambda rank: (touched[rank], -rank))
-    return most if 2 * (touched[most] - touched[0]) > NOTABLE_BYTES else 0
+    whole = touched(trainable_numels(model, recipe), ranks).whole
+    most = max(range(ranks), key=lambda rank: (whole[rank], -rank))
+    return most if 2 * (whole[most] - whole[0]) > NOTABLE_BYTES else 0
 
 
 class Checked(NamedTuple):

@@ -10,14 +10,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from llmcheck.dsconfig import ZeroSettings
-from llmcheck.shadow import families, lora
 from llmcheck.shadow.execute import execute
-from llmcheck.shadow.families.base import Config, Family, Run
+from llmcheck.shadow.families.base import Config
 from llmcheck.shadow.kernels import kernels_for
-from llmcheck.shadow.module import Build
+from llmcheck.shadow.parameters import family_of, touched, trainable_numels
 from llmcheck.shadow.replay import Replay, breakdown, replay, timeline
-from llmcheck.shadow.tensor import Tape, cur
-from llmcheck.shadow.zero.stage12 import Partition
+from llmcheck.shadow.tensor import Tape
 from llmcheck.types import ClusterSpec, GpuSpec, ModelSpec, RankEstimate, TrainingRecipe
 from llmcheck.units import MIB
 
@@ -29,7 +27,7 @@ _LOADED_CUDNN_ATTENTION_BYTES = 16 * MIB
 
 
 class Sequence(NamedTuple):
-    """A simulated rank: its tape, and whether DeepSpeed had to flatten through the host."""
+    """A simulated rank: its tape, and how many steps are on it."""
 
     tape: Tape
     steps: int
@@ -140,7 +138,7 @@ def num_steps(recipe: TrainingRecipe) -> int:
 @lru_cache(maxsize=64)
 def _cached_sequence(key: _Key) -> Sequence:
     recipe, cluster = key.recipe, key.cluster
-    family = _family(key.model)
+    family = family_of(key.model)
     settings = ZeroSettings.from_config(recipe.deepspeed, cluster.num_gpus, recipe.optimizer)
     steps = num_steps(recipe)
     collecting = gc.isenabled()
@@ -161,13 +159,6 @@ def _cached_sequence(key: _Key) -> Sequence:
         if collecting:
             gc.enable()
     return Sequence(tape, steps)
-
-
-def _family(model: ModelSpec) -> Family:
-    family = families.get(model.family if model.family_known else families.STAND_IN)
-    if family is None:
-        raise KeyError(model.family)
-    return family
 
 
 def _required_bytes(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rank: int, shown: Replay, overhead: int) -> int:
@@ -224,14 +215,7 @@ def suspect_ranks(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec
     world = cluster.num_gpus
     if recipe.zero_stage not in (1, 2) or world == 1:
         return ()
-    numels = _trainable_numels(model, recipe)
-    part = Partition(numels, world, 2)
-    owned = [0] * world
-    largest = [0] * world
-    for i, n in enumerate(numels):
-        for owner, piece in part.pieces(i, n):
-            owned[owner] += n
-            largest[owner] = max(largest[owner], piece)
+    owned, largest = touched(trainable_numels(model, recipe), world)
     out: list[int] = []
     by_owned = max(range(world), key=lambda r: (owned[r], largest[r]))
     if owned[by_owned] > owned[0]:
@@ -242,28 +226,3 @@ def suspect_ranks(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec
     if largest[by_piece] > largest[0] and by_piece not in out:
         out.append(by_piece)
     return tuple(out)
-
-
-def _trainable_numels(model: ModelSpec, recipe: TrainingRecipe) -> list[int]:
-    """Elements of each trainable parameter in the order of the optimizer's group."""
-    family = _family(model)
-    cur.reset(Tape())
-    try:
-        build = Build(2)
-        built = family.build(build, Config(model.config), Run())
-        if recipe.lora is not None:
-            lora.inject(built, recipe.lora, family, build)
-        return [p.numel for p in built.parameters() if p.req]
-    finally:
-        cur.reset(Tape())
-
-
-def simulate(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> tuple[RankEstimate, RankEstimate]:
-    """(rank 0, the rank that needs the largest GPU); the same object where no rank needs more than rank 0."""
-    rank0 = simulate_rank(model, recipe, cluster)
-    worst = rank0
-    for rank in suspect_ranks(model, recipe, cluster):
-        other = simulate_rank(model, recipe, cluster, rank=rank)
-        if other.required_bytes > worst.required_bytes:
-            worst = other
-    return rank0, worst

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from llmcheck.shadow import families
 from llmcheck.types import ModelSpec
 
 # Values are NamedTuples here: a dataclass costs a millisecond at import, and tuples are hashed fast as keys of caches.
@@ -259,7 +260,6 @@ _QKV_BIAS = frozenset({"qwen2", "qwen2_moe", "chatglm"})
 _QK_NORM = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3", "olmoe", "flex_olmo"})
 _WIDE_QK_NORM = frozenset({"olmo2", "olmo3", "olmoe", "flex_olmo"})  # over all heads at once
 _LEARNED_POSITIONS = frozenset({"gpt2", "gpt_bigcode", "opt", "gpt_neo"})
-_EAGER_ONLY = frozenset({"bloom", "mpt", "gptj", "codegen", "gpt_neo"})
 _PYTHON_ACTS = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_accurate"})
 _DROPOUTS = {
     "gpt2": 3,
@@ -485,6 +485,7 @@ def _build(spec: ModelSpec, gated: bool, tied: bool) -> Shape:
     rows = int(positions or 0) + offset if family in _LEARNED_POSITIONS else 0
     other = 2 * hidden if family == "bloom" else 2 * embed_dim * hidden if embed_dim != hidden else 0
     final = norms[0] if not (family == "opt" and config.get("do_layer_norm_before") is False) else None
+    shadow = families.get(family)
     return Shape(
         layers=tuple((layer(moe, win), count) for (moe, win), count in counts.items()),
         hidden=hidden,
@@ -493,7 +494,7 @@ def _build(spec: ModelSpec, gated: bool, tied: bool) -> Shape:
         tied=tied,
         num_position_rows=rows,
         final_norm=final,
-        has_sdpa=family not in _EAGER_ONLY,
+        has_sdpa=shadow is None or shadow.supports_sdpa,
         alibi=family in {"bloom", "mpt"} or bool(config.get("alibi")),
         max_positions=int(positions) if positions else None,
         softcap=bool(config.get("final_logit_softcapping")),

@@ -10,7 +10,7 @@ from typing import Any
 from llmcheck.shadow import ops
 from llmcheck.shadow.attention import causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
-from llmcheck.shadow.loss import head_and_loss
+from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import NoGrad, Tensor, attach, begin, cur, keep
 
@@ -174,23 +174,15 @@ class BloomModel(Module):
         return out
 
 
-class BloomForCausalLM(CausalLM):
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        self.loss = run.loss
-        self.transformer = BloomModel(build, config, run)
-        self.lm_head = Linear(build, config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.transformer.word_embeddings.weight)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.transformer(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
+def _bloom(build: Build, config: Config, run: Run) -> CausalLM:
+    transformer = BloomModel(build, config, run)
+    return DecoderLM(build, config, run, "transformer", transformer, transformer.word_embeddings, config.hidden_size)
 
 
 FAMILIES = (
     Family(
         "bloom",
-        BloomForCausalLM,
+        _bloom,
         {},
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         ("query_key_value", "dense"),

@@ -9,8 +9,8 @@ from llmcheck.shadow import activations, ops
 from llmcheck.shadow.attention import causal_mask, flash_attention_forward, sdpa
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
 from llmcheck.shadow.families.bloom import dropout_add
+from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.families.llama import RotaryEmbedding, rotate_half
-from llmcheck.shadow.loss import head_and_loss
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import Tensor
 
@@ -236,24 +236,16 @@ class FalconModel(Module):
         return out
 
 
-class FalconForCausalLM(CausalLM):
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        attention_kind(run, "a Falcon model with ALiBi", flash=not config.alibi)
-        self.loss = run.loss
-        self.transformer = FalconModel(build, config, run)
-        self.lm_head = Linear(build, config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.transformer.word_embeddings.weight)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.transformer(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
+def _falcon(build: Build, config: Config, run: Run) -> CausalLM:
+    attention_kind(run, "a Falcon model with ALiBi", flash=not config.alibi)
+    transformer = FalconModel(build, config, run)
+    return DecoderLM(build, config, run, "transformer", transformer, transformer.word_embeddings, config.hidden_size)
 
 
 FAMILIES = (
     Family(
         "falcon",
-        FalconForCausalLM,
+        _falcon,
         {},
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         ("query_key_value", "dense"),

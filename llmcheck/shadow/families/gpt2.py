@@ -5,10 +5,12 @@ Written along ``transformers/models/gpt2/modeling_gpt2.py`` (5.17), with the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llmcheck.shadow import activations, ops
 from llmcheck.shadow.attention import attention_interface, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
-from llmcheck.shadow.loss import head_and_loss
+from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Conv1D, Dropout, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import Tensor
 
@@ -81,12 +83,21 @@ class GPT2Attention(Module):
 
 
 class GPT2MLP(Module):
-    def __init__(self, build: Build, intermediate_size: int, config: Config) -> None:
-        embed_dim = config.n_embd
-        self.c_fc = Conv1D(build, embed_dim, intermediate_size)
-        self.c_proj = Conv1D(build, intermediate_size, embed_dim)
-        self.act = Activation(activations.get(config.activation_function))
-        self.dropout = Dropout(config.resid_pdrop)
+    """Two projections, made by `project`, around the activation; dropout behind."""
+
+    def __init__(
+        self,
+        build: Build,
+        hidden_size: int,
+        intermediate_size: int,
+        act: str,
+        dropout: float,
+        project: Callable[[Build, int, int], Module] = Conv1D,
+    ) -> None:
+        self.c_fc = project(build, hidden_size, intermediate_size)
+        self.c_proj = project(build, intermediate_size, hidden_size)
+        self.act = Activation(activations.get(act))
+        self.dropout = Dropout(dropout)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         hidden_states = self.c_fc(hidden_states)
@@ -96,14 +107,28 @@ class GPT2MLP(Module):
         return hidden_states
 
 
+def biased_linear(build: Build, in_features: int, out_features: int) -> Linear:
+    """The projection of the relatives that do not store it transposed."""
+    return Linear(build, in_features, out_features, True)
+
+
 class GPT2Block(CheckpointedLayer):
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
+    """`attention` makes the block's attention, `project` its MLP's projections."""
+
+    def __init__(
+        self,
+        build: Build,
+        config: Config,
+        run: Run,
+        attention: Callable[[Build, Config, Run], Module],
+        project: Callable[[Build, int, int], Module] = Conv1D,
+    ) -> None:
         hidden_size = config.n_embd
         inner_dim = config.n_inner if config.n_inner is not None else 4 * hidden_size
         self.ln_1 = LayerNorm(build, hidden_size)
-        self.attn = GPT2Attention(build, config, run)
+        self.attn = attention(build, config, run)
         self.ln_2 = LayerNorm(build, hidden_size)
-        self.mlp = GPT2MLP(build, inner_dim, config)
+        self.mlp = GPT2MLP(build, hidden_size, inner_dim, config.activation_function, config.resid_pdrop, project)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         residual = hidden_states
@@ -125,7 +150,7 @@ class GPT2Model(Module):
         self.wte = Embedding(build, config.vocab_size, config.n_embd)
         self.wpe = Embedding(build, config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
-        self.h = [GPT2Block(build, config, run) for _ in range(config.n_layer)]
+        self.h = [GPT2Block(build, config, run, GPT2Attention) for _ in range(config.n_layer)]
         self.ln_f = LayerNorm(build, config.n_embd)
         for block in self.h:
             block.checkpointed = run.checkpointing
@@ -144,17 +169,9 @@ class GPT2Model(Module):
         return out
 
 
-class GPT2LMHeadModel(CausalLM):
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        self.loss = run.loss
-        self.transformer = GPT2Model(build, config, run)
-        self.lm_head = Linear(build, config.n_embd, config.vocab_size)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.transformer.wte.weight)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.transformer(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
+def _gpt2(build: Build, config: Config, run: Run) -> CausalLM:
+    transformer = GPT2Model(build, config, run)
+    return DecoderLM(build, config, run, "transformer", transformer, transformer.wte, config.n_embd)
 
 
-FAMILIES = (Family("gpt2", GPT2LMHeadModel, {}, ("c_attn", "c_proj", "c_fc"), ("c_attn", "c_proj")),)
+FAMILIES = (Family("gpt2", _gpt2, {}, ("c_attn", "c_proj", "c_fc"), ("c_attn", "c_proj")),)

@@ -5,11 +5,12 @@ Written along ``transformers/models/gpt_bigcode/modeling_gpt_bigcode.py`` (5.17)
 
 from __future__ import annotations
 
-from llmcheck.shadow import activations, ops
+from llmcheck.shadow import ops
 from llmcheck.shadow.attention import attention_interface, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
-from llmcheck.shadow.loss import head_and_loss
-from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
+from llmcheck.shadow.families.decoder import DecoderLM
+from llmcheck.shadow.families.gpt2 import GPT2Block, biased_linear
+from llmcheck.shadow.module import Build, Dropout, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import Tensor
 
 
@@ -46,41 +47,6 @@ class GPTBigCodeAttention(Module):
         return attn_output, attn_weights
 
 
-class GPTBigCodeMLP(Module):
-    def __init__(self, build: Build, intermediate_size: int, config: Config) -> None:
-        self.c_fc = Linear(build, config.n_embd, intermediate_size, True)
-        self.c_proj = Linear(build, intermediate_size, config.n_embd, True)
-        self.act = Activation(activations.get(config.activation_function))
-        self.dropout = Dropout(config.resid_pdrop)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        hidden_states = self.c_fc(hidden_states)
-        hidden_states = self.act(hidden_states)
-        hidden_states = self.c_proj(hidden_states)
-        hidden_states = self.dropout(hidden_states)
-        return hidden_states
-
-
-class GPTBigCodeBlock(CheckpointedLayer):
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        inner_dim = config.n_inner if config.n_inner is not None else 4 * config.n_embd
-        self.ln_1 = LayerNorm(build, config.n_embd)
-        self.attn = GPTBigCodeAttention(build, config, run)
-        self.ln_2 = LayerNorm(build, config.n_embd)
-        self.mlp = GPTBigCodeMLP(build, inner_dim, config)
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        residual = hidden_states
-        hidden_states = self.ln_1(hidden_states)
-        attn_output, _ = self.attn(hidden_states, attention_mask)
-        hidden_states = ops.add(attn_output, residual)
-        residual = hidden_states
-        hidden_states = self.ln_2(hidden_states)
-        feed_forward_hidden_states = self.mlp(hidden_states)
-        hidden_states = ops.add(residual, feed_forward_hidden_states)
-        return hidden_states
-
-
 class GPTBigCodeModel(Module):
     positional = 1
 
@@ -89,7 +55,7 @@ class GPTBigCodeModel(Module):
         self.wte = Embedding(build, config.vocab_size, config.n_embd)
         self.wpe = Embedding(build, config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
-        self.h = [GPTBigCodeBlock(build, config, run) for _ in range(config.n_layer)]
+        self.h = [GPT2Block(build, config, run, GPTBigCodeAttention, biased_linear) for _ in range(config.n_layer)]
         self.ln_f = LayerNorm(build, config.n_embd)
         ones = Tensor((config.n_positions, config.n_positions), 1)
         self.bias = Tensor(ones.shape, 1)  # the lower triangle, kept though no attention reads it
@@ -110,17 +76,9 @@ class GPTBigCodeModel(Module):
         return out
 
 
-class GPTBigCodeForCausalLM(CausalLM):
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        self.loss = run.loss
-        self.transformer = GPTBigCodeModel(build, config, run)
-        self.lm_head = Linear(build, config.n_embd, config.vocab_size)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.transformer.wte.weight)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.transformer(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
+def _gpt_bigcode(build: Build, config: Config, run: Run) -> CausalLM:
+    transformer = GPTBigCodeModel(build, config, run)
+    return DecoderLM(build, config, run, "transformer", transformer, transformer.wte, config.n_embd)
 
 
-FAMILIES = (Family("gpt_bigcode", GPTBigCodeForCausalLM, {}, ("c_attn", "c_proj", "c_fc"), ("c_attn", "c_proj")),)
+FAMILIES = (Family("gpt_bigcode", _gpt_bigcode, {}, ("c_attn", "c_proj", "c_fc"), ("c_attn", "c_proj")),)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmcheck.shadow import activations, ops
+from llmcheck.shadow import ops
 from llmcheck.shadow.attention import causal_mask, flash_attention_forward
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
+from llmcheck.shadow.families.decoder import DecoderLM
+from llmcheck.shadow.families.gpt2 import GPT2MLP, biased_linear
 from llmcheck.shadow.families.gptj import merge_heads
-from llmcheck.shadow.loss import head_and_loss
-from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
+from llmcheck.shadow.module import Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import Tensor
 
 
@@ -94,28 +95,13 @@ class GPTNeoAttention(Module):
         return out
 
 
-class GPTNeoMLP(Module):
-    def __init__(self, build: Build, intermediate_size: int, config: Config) -> None:
-        self.c_fc = Linear(build, config.hidden_size, intermediate_size, True)
-        self.c_proj = Linear(build, intermediate_size, config.hidden_size, True)
-        self.act = Activation(activations.get(config.activation_function))
-        self.dropout = Dropout(config.resid_dropout)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        hidden_states = self.c_fc(hidden_states)
-        hidden_states = self.act(hidden_states)
-        hidden_states = self.c_proj(hidden_states)
-        hidden_states = self.dropout(hidden_states)
-        return hidden_states
-
-
 class GPTNeoBlock(CheckpointedLayer):
     def __init__(self, build: Build, config: Config, kind: str, attention_type: str) -> None:
         inner_dim = config.intermediate_size if config.intermediate_size is not None else 4 * config.hidden_size
         self.ln_1 = LayerNorm(build, config.hidden_size)
         self.attn = GPTNeoAttention(build, config, kind, attention_type)
         self.ln_2 = LayerNorm(build, config.hidden_size)
-        self.mlp = GPTNeoMLP(build, inner_dim, config)
+        self.mlp = GPT2MLP(build, config.hidden_size, inner_dim, config.activation_function, config.resid_dropout, biased_linear)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         residual = hidden_states
@@ -157,23 +143,15 @@ class GPTNeoModel(Module):
         return out
 
 
-class GPTNeoForCausalLM(CausalLM):
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        self.loss = run.loss
-        self.transformer = GPTNeoModel(build, config, run)
-        self.lm_head = Linear(build, config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.transformer.wte.weight)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.transformer(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
+def _gpt_neo(build: Build, config: Config, run: Run) -> CausalLM:
+    transformer = GPTNeoModel(build, config, run)
+    return DecoderLM(build, config, run, "transformer", transformer, transformer.wte, config.hidden_size)
 
 
 FAMILIES = (
     Family(
         "gpt_neo",
-        GPTNeoForCausalLM,
+        _gpt_neo,
         {},
         ("k_proj", "v_proj", "q_proj", "out_proj", "c_fc", "c_proj"),
         ("k_proj", "v_proj", "q_proj", "out_proj"),

@@ -8,8 +8,8 @@ from __future__ import annotations
 from llmcheck.shadow import activations, ops
 from llmcheck.shadow.attention import attention_interface, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
+from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.families.llama import RotaryEmbedding, rotate_half
-from llmcheck.shadow.loss import head_and_loss
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import Tensor
 
@@ -120,23 +120,15 @@ class GPTNeoXModel(Module):
         return out
 
 
-class GPTNeoXForCausalLM(CausalLM):
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        self.loss = run.loss
-        self.gpt_neox = GPTNeoXModel(build, config, run)
-        self.lm_head = Linear(build, config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.gpt_neox.embed_in.weight)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.gpt_neox(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
+def _gpt_neox(build: Build, config: Config, run: Run) -> CausalLM:
+    gpt_neox = GPTNeoXModel(build, config, run)
+    return DecoderLM(build, config, run, "gpt_neox", gpt_neox, gpt_neox.embed_in, config.hidden_size)
 
 
 FAMILIES = (
     Family(
         "gpt_neox",
-        GPTNeoXForCausalLM,
+        _gpt_neox,
         {},
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         ("query_key_value", "dense"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from llmcheck.shadow import activations, ops
 from llmcheck.shadow.attention import causal_mask, flash_attention_forward
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
-from llmcheck.shadow.loss import head_and_loss
+from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import Tensor
 
@@ -226,27 +226,17 @@ class GPTJModel(Module):
         return out
 
 
-class GPTJForCausalLM(CausalLM):
-    """Its head has a bias."""
-
-    def __init__(self, build: Build, config: Config, run: Run, kind: str, attention: type[GPTJAttention]) -> None:
-        self.loss = run.loss
-        self.transformer = GPTJModel(build, config, run, kind, attention)
-        self.lm_head = Linear(build, config.n_embd, config.vocab_size, True)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.transformer.wte.weight)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.transformer(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
+def _with_head(build: Build, config: Config, run: Run, kind: str, attention: type[GPTJAttention]) -> CausalLM:
+    transformer = GPTJModel(build, config, run, kind, attention)
+    return DecoderLM(build, config, run, "transformer", transformer, transformer.wte, config.n_embd, bias=True)
 
 
 def _gptj(build: Build, config: Config, run: Run) -> CausalLM:
-    return GPTJForCausalLM(build, config, run, attention_kind(run, "GPT-J", sdpa=False), GPTJAttention)
+    return _with_head(build, config, run, attention_kind(run, "GPT-J", sdpa=False), GPTJAttention)
 
 
 def _codegen(build: Build, config: Config, run: Run) -> CausalLM:
-    return GPTJForCausalLM(build, config, run, attention_kind(run, "CodeGen", sdpa=False, flash=False), CodeGenAttention)
+    return _with_head(build, config, run, attention_kind(run, "CodeGen", sdpa=False, flash=False), CodeGenAttention)
 
 
 FAMILIES = (

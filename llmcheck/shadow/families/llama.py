@@ -11,7 +11,7 @@ from typing import Any
 from llmcheck.shadow import activations, liger, ops
 from llmcheck.shadow.attention import attention_interface, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
-from llmcheck.shadow.loss import head_and_loss
+from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Embedding, Linear, Module, RMSNorm
 from llmcheck.shadow.tensor import NoGrad, Tensor, cur
 
@@ -249,19 +249,11 @@ def mask_windows(config: Config, both: bool) -> list[int | None]:
     return [None, config.sliding_window] if both or any(kind == "sliding_attention" for kind in config.layer_types) else [None]
 
 
-class LlamaForCausalLM(CausalLM):
-    """`model`, a head without bias (`tie_word_embeddings`: the embedding's weight), the loss. `post`: what happens to the logits."""
+class LlamaForCausalLM(DecoderLM):
+    """`model`, a head without bias, the loss. `post`: what happens to the logits."""
 
     def __init__(self, build: Build, config: Config, run: Run, model: LlamaModel, post: Sequence[Callable[[Tensor], Tensor]] = ()) -> None:
-        self.loss, self.post = run.loss, post
-        self.model = model
-        self.lm_head = Linear(build, config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.model.embed_tokens.weight)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.model(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss, self.post)
+        super().__init__(build, config, run, "model", model, model.embed_tokens, config.hidden_size, post=post)
 
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmcheck.shadow import ops
 from llmcheck.shadow.attention import causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
-from llmcheck.shadow.loss import head_and_loss
+from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import Tensor
 
@@ -123,18 +123,10 @@ class MptModel(Module):
         return out
 
 
-class MptForCausalLM(CausalLM):
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        attention_kind(run, "MPT", sdpa=False, flash=False)
-        self.loss = run.loss
-        self.transformer = MptModel(build, config, run)
-        self.lm_head = Linear(build, config.d_model, config.vocab_size)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.transformer.wte.weight)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.transformer(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
+def _mpt(build: Build, config: Config, run: Run) -> CausalLM:
+    attention_kind(run, "MPT", sdpa=False, flash=False)
+    transformer = MptModel(build, config, run)
+    return DecoderLM(build, config, run, "transformer", transformer, transformer.wte, config.d_model)
 
 
-FAMILIES = (Family("mpt", MptForCausalLM, {}, ("Wqkv", "out_proj", "up_proj", "down_proj"), ("Wqkv", "out_proj"), supports_sdpa=False),)
+FAMILIES = (Family("mpt", _mpt, {}, ("Wqkv", "out_proj", "up_proj", "down_proj"), ("Wqkv", "out_proj"), supports_sdpa=False),)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmcheck.shadow import activations, ops
 from llmcheck.shadow.attention import attention_interface, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
-from llmcheck.shadow.loss import head_and_loss
+from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Embedding, LayerNorm, Linear, Module
 from llmcheck.shadow.tensor import Tensor
 
@@ -124,17 +124,18 @@ class OPTModel(Module):
         self.decoder = OPTDecoder(build, config, run)
 
 
-class OPTForCausalLM(CausalLM):
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        self.loss = run.loss
-        self.model = OPTModel(build, config, run)
-        self.lm_head = Linear(build, config.word_embed_proj_dim or config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.model.decoder.embed_tokens.weight)
+class OPTForCausalLM(DecoderLM):
+    """The decoder is called past the model that holds it."""
 
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.model.decoder(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
+    def __init__(self, build: Build, config: Config, run: Run) -> None:
+        model = OPTModel(build, config, run)
+        width = config.word_embed_proj_dim or config.hidden_size
+        super().__init__(build, config, run, "model", model, model.decoder.embed_tokens, width)
+
+    @property
+    def decoder(self) -> Module:
+        found: Module = getattr(self, self.decoder_name).decoder
+        return found
 
 
 FAMILIES = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 from llmcheck.shadow import activations, liger, ops
 from llmcheck.shadow.attention import attention_interface, causal_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
+from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.families.llama import (
     LlamaForCausalLM,
     LlamaModel,
@@ -16,7 +17,6 @@ from llmcheck.shadow.families.llama import (
     apply_rotary_pos_emb,
     rotary_dim,
 )
-from llmcheck.shadow.loss import head_and_loss
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module, RMSNorm
 from llmcheck.shadow.tensor import Tensor, cur
 
@@ -126,21 +126,6 @@ class PhiModel(Module):
         return hidden_states
 
 
-class PhiForCausalLM(CausalLM):
-    """The head has a bias."""
-
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        self.loss = run.loss
-        self.model = PhiModel(build, config, run)
-        self.lm_head = Linear(build, config.hidden_size, config.vocab_size, True)
-        if config.tie_word_embeddings:
-            build.tied(self.lm_head, "weight", self.model.embed_tokens.weight)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.model(ids, mask, self)
-        return head_and_loss(self.lm_head, hidden_states, labels, self.loss)
-
-
 class FusedGatedMLP(Module):
     """Gate and up projection in one (Phi-3, GLM)."""
 
@@ -219,7 +204,8 @@ class Phi3DecoderLayer(CheckpointedLayer):
 
 
 def _phi(build: Build, config: Config, run: Run) -> CausalLM:
-    return PhiForCausalLM(build, config, run)
+    model = PhiModel(build, config, run)
+    return DecoderLM(build, config, run, "model", model, model.embed_tokens, config.hidden_size, bias=True)
 
 
 def _phi3(build: Build, config: Config, run: Run) -> CausalLM:
