@@ -21,6 +21,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmcheck.catalog",),
     ("llmcheck.host", "llmcheck.dataprep", "llmcheck.steptime"),
     ("llmcheck.planfile",),
+    ("llmcheck.rules",),
+    ("llmcheck.logs",),
     ("llmcheck.probe",),
     ("llmcheck.planner",),
     ("llmcheck.render",),
