@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from llmcheck.errors import did_you_mean
@@ -57,14 +58,15 @@ def _decode(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         return value if isinstance(value, bool) else _wrong(path, "true or false", value, problems)
     if kind is str:
         return value if isinstance(value, str) else _wrong(path, "a string", value, problems)
+    if isinstance(kind, type):  # what TOML has beyond JSON: dates
+        return value if type(value) is kind else _wrong(path, f"a {kind.__name__}", value, problems)
     raise TypeError(f"{path}: no decoder for {kind}")
 
 
 def _decode_dataclass(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(value, dict):
         return _wrong(path, "an object", value, problems)
-    hints = get_type_hints(kind)
-    known = {field.name: field for field in fields(kind)}
+    hints, known = _plan(kind)
     before = len(problems)
     for key in value:
         if key not in known:
@@ -76,6 +78,12 @@ def _decode_dataclass(kind: Any, value: Any, path: str, problems: list[str]) -> 
         elif field.default is MISSING and field.default_factory is MISSING:
             problems.append(f"{path}.{name}: missing")
     return kind(**given) if len(problems) == before else None
+
+
+@cache  # get_type_hints takes longer than decoding, and rule packs hold thousands of the same few classes
+def _plan(kind: Any) -> tuple[dict[str, Any], dict[str, Field[Any]]]:
+    """Types and fields of a dataclass, by name."""
+    return get_type_hints(kind), {field.name: field for field in fields(kind)}
 
 
 def _decode_union(args: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:

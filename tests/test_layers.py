@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmcheck.planfile",),
     ("llmcheck.rules",),
     ("llmcheck.logs",),
+    ("llmcheck.rulecheck",),
     ("llmcheck.probe",),
     ("llmcheck.planner",),
     ("llmcheck.render",),
