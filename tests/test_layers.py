@@ -71,8 +71,10 @@ def imports(tree: ast.AST, *, top_only: bool = False) -> Iterator[str]:
 
 
 def top_level(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run when the module is imported."""
+    """Nodes that run when the module is imported; what stands under TYPE_CHECKING does not."""
     for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             yield node
             yield from top_level(node)
