@@ -1,0 +1,117 @@
+"""llmcheck.toml: a repository's own settings of the gate; and the baseline of findings that are known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from llmcheck import jsonfile, toml
+from llmcheck.codec import from_plain
+from llmcheck.errors import UserError, did_you_mean
+from llmcheck.report.finding import Finding
+from llmcheck.report.gate import FailOn, Gate, Ignore
+from llmcheck.rules.rule import Confidence
+
+FILE = "llmcheck.toml"
+BASELINE_SCHEMA = "llmcheck.baseline/1"
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What llmcheck.toml may say. Options on the command line win."""
+
+    fail_on: FailOn | None = None
+    min_confidence: Confidence | None = None
+    select: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()  # folders of packs, from the file's own folder
+    baseline: str = ""
+    strict: bool = False
+    allow_unknown: tuple[str, ...] = ()
+    ignore: tuple[Ignore, ...] = ()
+    folder: str = "."
+
+    def path(self, name: str) -> str:
+        """`name` from the settings file's folder."""
+        return os.path.normpath(os.path.join(self.folder, name))
+
+
+def load(path: str | None, is_code: Callable[[str], bool]) -> Settings:
+    """The settings at `path`, or in llmcheck.toml here when None (defaults where there is no such file). Raises UserError.
+
+    `is_code`: whether there is a rule of that code, so that an ignore of a mistyped one is no silent hole.
+    """
+    if path is None:
+        if not os.path.lexists(FILE):
+            return Settings()
+        path = FILE
+    data = jsonfile.read_bytes(path, what="settings file", where=path, max_bytes=_MAX_BYTES)
+    try:
+        document = toml.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as reason:
+        raise UserError("the settings file is not valid TOML", code="settings", where=path, why=str(reason)[:200]) from reason
+    problems: list[str] = []
+    document.setdefault("folder", os.path.dirname(path) or ".")
+    settings = from_plain(Settings, document, FILE, problems)
+    if settings is not None:
+        problems += [f"[[ignore]] {entry.code}: no such rule" for entry in settings.ignore if not is_code(entry.code)]
+        problems += [f"[[ignore]] {entry.code}: give a reason" for entry in settings.ignore if not entry.reason.strip()]
+        problems += [f"allow_unknown {code}: no such rule" for code in settings.allow_unknown if not is_code(code)]
+    if problems or settings is None:
+        raise UserError(
+            "the settings file has faults", code="settings", where=path, why="\n       ".join(problems[:20]), hint="docs/guides/gate.md"
+        )
+    return settings
+
+
+def gate(
+    settings: Settings,
+    *,
+    fail_on: FailOn | None,
+    min_confidence: Confidence | None,
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    baseline: str | None,
+    allow_unknown: tuple[str, ...],
+    strict: bool,
+) -> Gate:
+    """The gate that options and settings make together."""
+    file = baseline or (settings.path(settings.baseline) if settings.baseline else "")
+    return Gate(
+        fail_on=fail_on or settings.fail_on or "error",
+        min_confidence=min_confidence or settings.min_confidence or "low",
+        select=select or settings.select,
+        ignore=ignore,
+        ignores=settings.ignore,
+        baseline=read_baseline(file) if file else frozenset(),
+        allow_unknown=(*allow_unknown, *settings.allow_unknown),
+        strict=strict or settings.strict,
+    )
+
+
+def read_baseline(path: str) -> frozenset[str]:
+    """The fingerprints in the baseline at `path`. Raises UserError."""
+    document = jsonfile.load(path, what="baseline", where=path)
+    entries = document.get("findings") if isinstance(document, dict) and document.get("schema") == BASELINE_SCHEMA else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and isinstance(entry.get("fingerprint"), str) for entry in entries):
+        raise UserError("not a baseline of llmcheck's", code="baseline", where=path, hint="--write-baseline writes one")
+    return frozenset(entry["fingerprint"] for entry in entries)
+
+
+def baseline_document(findings: tuple[Finding, ...]) -> Mapping[str, object]:
+    """What --write-baseline writes: every failure that is not ignored already."""
+    entries = [
+        {"code": finding.code, "fingerprint": finding.fingerprint, "message": finding.message}
+        for finding in findings
+        if finding.outcome == "fail" and finding.suppressed_by != "ignored"
+    ]
+    return {"schema": BASELINE_SCHEMA, "findings": sorted(entries, key=lambda entry: (entry["code"], entry["fingerprint"]))}
+
+
+def check_prefixes(flag: str, prefixes: tuple[str, ...], codes: tuple[str, ...]) -> None:
+    """Raises UserError for a prefix with which no code begins: a mistyped selection would pass unread."""
+    for prefix in prefixes:
+        if not any(code.startswith(prefix) for code in codes):
+            hint = did_you_mean(prefix, codes) or "`llmcheck rules list` shows the codes"
+            raise UserError(f"no rule's code begins with {prefix!r}", code="selection", where=flag, hint=hint)
