@@ -9,6 +9,7 @@ from collections import Counter
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from llmcheck.commands.values import choice
 from llmcheck.console import emit, escape
 from llmcheck.errors import UserError
 from llmcheck.rules.facts import Registry, load_registry
@@ -30,12 +31,16 @@ ACTIONS = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `llmcheck rules`."""
-    parser.add_argument("action", choices=list(ACTIONS), help="; ".join(f"{name}: {text}" for name, text in ACTIONS.items()))
+    told = "; ".join(f"{name}: {text}" for name, text in ACTIONS.items())
+    parser.add_argument("action", metavar="|".join(ACTIONS), type=choice("llmcheck rules", tuple(ACTIONS)), help=told)
     parser.add_argument("--rules", metavar="DIR", action="append", default=[], help="a team's own pack beside ours; repeatable")
     parser.add_argument("--select", metavar="CODES", default="", help="only codes that begin so: LCV,LCS04")
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    parser.add_argument(
+        "--format", metavar="text|json", type=choice("--format", ("text", "json")), default="text", help="form of the answer"
+    )
     parser.add_argument("--out", metavar="DIR", help="docs: the folder to write to")
-    parser.add_argument("--kind", choices=["version", "facts", "log"], default="log", help="new: what the rule looks at")
+    kinds = ("version", "facts", "log")
+    parser.add_argument("--kind", metavar="|".join(kinds), type=choice("--kind", kinds), default="log", help="new: what the rule looks at")
     parser.add_argument("--force", action="store_true", help="docs: replace pages that are not llmcheck's")
 
 

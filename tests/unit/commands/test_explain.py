@@ -1,0 +1,48 @@
+"""`llmcheck explain`: every code that any command can print has its page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from llmcheck.cli import main
+from llmcheck.commands.explain import plan_findings
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def codes_in_source() -> set[str]:
+    files = [ROOT / "llmcheck" / "planner" / "findings.py", ROOT / "llmcheck" / "commands" / "plan.py"]
+    return {code for file in files for code in re.findall(r'"(LCM\d{3})"', file.read_text(encoding="utf-8"))}
+
+
+def test_every_finding_of_the_planner_is_explained_and_no_other() -> None:
+    assert {entry["code"] for entry in plan_findings()} == codes_in_source()
+
+
+@pytest.mark.parametrize("code", sorted(codes_in_source()))
+def test_explanation_has_all_parts(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", code, "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema"] == "llmcheck.explanation/1"
+    assert [name for name in ("title", "why", "example", "fix", "references") if not told[name]] == []
+
+
+def test_case_does_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "lcm001"]) == 0
+    assert "LCM001" in capsys.readouterr().out
+
+
+def test_a_mistyped_code_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "LCM0001"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "did you mean 'LCM001'" in told.err
+
+
+def test_hostile_code_is_spelt_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "\x1b[31mLCM"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
