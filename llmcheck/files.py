@@ -54,6 +54,19 @@ def write_atomically(path: str, data: bytes, *, flag: str, replaceable: Callable
         raise _cannot(path, flag, reason) from reason
 
 
+def write_new(path: str, data: bytes, *, flag: str, mode: int) -> None:
+    """Write `data` to `path`, which must not exist, readable as `mode` says. Raises UserError that names `flag`."""
+    if os.path.lexists(path):
+        raise UserError(
+            f"{path} exists", code="exists", where=f"{flag} {path}", why="replacing it could lose your work", hint="choose another name"
+        )
+    target = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
+    try:
+        _replace(Place(target, mode), data)
+    except (OSError, ValueError) as reason:
+        raise _cannot(path, flag, reason) from reason
+
+
 def _replaceable(target: str, judge: Callable[[bytes], bool], path: str, flag: str) -> bool:
     try:
         with open(target, "rb") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmcheck import jsonfile, toml
@@ -32,16 +32,17 @@ class Settings:
     ignore: tuple[Ignore, ...] = ()
     folder: str = "."
 
+    def rules_here(self) -> list[str]:
+        """The folders of packs, from where we are."""
+        return [self.path(name) for name in self.rules]
+
     def path(self, name: str) -> str:
         """`name` from the settings file's folder."""
         return os.path.normpath(os.path.join(self.folder, name))
 
 
-def load(path: str | None, is_code: Callable[[str], bool]) -> Settings:
-    """The settings at `path`, or in llmcheck.toml here when None (defaults where there is no such file). Raises UserError.
-
-    `is_code`: whether there is a rule of that code, so that an ignore of a mistyped one is no silent hole.
-    """
+def load(path: str | None) -> Settings:
+    """The settings at `path`, or in llmcheck.toml here when None (defaults where there is no such file). Raises UserError."""
     if path is None:
         if not os.path.lexists(FILE):
             return Settings()
@@ -54,15 +55,31 @@ def load(path: str | None, is_code: Callable[[str], bool]) -> Settings:
     problems: list[str] = []
     document.setdefault("folder", os.path.dirname(path) or ".")
     settings = from_plain(Settings, document, FILE, problems)
-    if settings is not None:
-        problems += [f"[[ignore]] {entry.code}: no such rule" for entry in settings.ignore if not is_code(entry.code)]
-        problems += [f"[[ignore]] {entry.code}: give a reason" for entry in settings.ignore if not entry.reason.strip()]
-        problems += [f"allow_unknown {code}: no such rule" for code in settings.allow_unknown if not is_code(code)]
     if problems or settings is None:
-        raise UserError(
-            "the settings file has faults", code="settings", where=path, why="\n       ".join(problems[:20]), hint="docs/guides/gate.md"
-        )
+        raise _faulty(path, problems)
     return settings
+
+
+def check(settings: Settings, codes: Sequence[str], path: str) -> None:
+    """Raises UserError for ignores without reason and for codes that no rule has: a mistyped ignore would be a silent hole."""
+    known = set(codes)
+    problems = []
+    for entry in settings.ignore:
+        if entry.code not in known:
+            problems.append(f"[[ignore]] {entry.code}: no such rule; " + did_you_mean(entry.code, known))
+        if not entry.reason.strip():
+            problems.append(f"[[ignore]] {entry.code}: give a reason")
+    problems += [
+        f"allow_unknown {code}: no such rule; " + did_you_mean(code, known) for code in settings.allow_unknown if code not in known
+    ]
+    if problems:
+        raise _faulty(path, problems)
+
+
+def _faulty(path: str, problems: Sequence[str]) -> UserError:
+    return UserError(
+        "the settings file has faults", code="settings", where=path, why="\n       ".join(problems[:20]), hint="docs/guides/gate.md"
+    )
 
 
 def gate(

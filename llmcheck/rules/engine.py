@@ -15,9 +15,10 @@ from typing import Any
 from llmcheck.rules.facts import ABSENT, Fact, Facts, Location, Registry
 from llmcheck.rules.rule import CONFIDENCES, Affects, Condition, Confidence, Outcome, Rule, Severity, reference
 from llmcheck.rules.versions import is_affected, parse
-from llmcheck.units import gib
+from llmcheck.units import human_bytes, human_seconds
 
 MAX_VALUE_CHARS = 200  # of a fact or capture inside a message
+_WORDS: dict[str, Callable[[float], str]] = {"_bytes": human_bytes, "_s": human_seconds, "_fraction": lambda value: f"{value:.1%}"}
 _SLOT = re.compile(r"\{([A-Za-z][A-Za-z0-9_.\-]*)\}")
 
 
@@ -97,7 +98,7 @@ def slots(template: str) -> list[str]:
 
 
 def shown(name: str, fact: Fact | None) -> str:
-    """A fact for people: bytes in GiB, lists with commas, at most 200 characters."""
+    """A fact for people: bytes, seconds and fractions by the ending of its name, lists with commas, at most 200 characters."""
     if fact is None:
         return "(unknown)"
     value = fact.value
@@ -105,8 +106,10 @@ def shown(name: str, fact: Fact | None) -> str:
         return "(none)"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if name.endswith("_bytes") and isinstance(value, (int, float)):
-        return gib(value)
+    if isinstance(value, (int, float)):
+        for ending, words in _WORDS.items():
+            if name.endswith(ending):
+                return words(value)
     text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 1] + "…"
 
