@@ -19,6 +19,7 @@ from llmcheck.errors import UserError, did_you_mean
 # name -> (module, one line of help). A name is added together with its module, its page in docs/reference and its tests.
 COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("llmcheck.commands.plan", "will it fit, with which settings, and how long will it take"),
+    "doctor": ("llmcheck.commands.doctor", "what is wrong with an environment, a tokenizer, a configuration, data or a log"),
     "explain": ("llmcheck.commands.explain", "what a finding means, why, and what to do"),
     "rules": ("llmcheck.commands.rules", "list, lint and test the rules; start a new one"),
     "models": ("llmcheck.commands.models", "list the models of the catalogue, or show one"),

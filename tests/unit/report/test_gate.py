@@ -12,7 +12,6 @@ from llmcheck.errors import UserError
 from llmcheck.report import settings
 from llmcheck.report.finding import Report
 from llmcheck.report.gate import Gate, Ignore, apply, exit_code
-
 from tests.unit.report.conftest import finding
 
 TODAY = date(2026, 11, 24)
