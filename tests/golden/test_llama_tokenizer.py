@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ def measured_face(row: dict[str, Any]) -> str:
     return "bos-lost"
 
 
+def title(row: dict[str, Any]) -> str:
+    return f"{row['variant']}-{row['kind']}-{row['transformers'][0]}"
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("llama")
@@ -50,7 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def facts(folders: dict[str, str]) -> Iterator[Any]:
+def facts(folders: dict[str, str]) -> Callable[[str, str], Facts]:
     known: dict[tuple[str, str], Facts] = {}
 
     def get(variant: str, release: str) -> Facts:
@@ -59,7 +63,7 @@ def facts(folders: dict[str, str]) -> Iterator[Any]:
             known[key] = tokenizer.facts(folders[variant], release)
         return known[key]
 
-    yield get
+    return get
 
 
 def value(facts: Facts, name: str) -> Any:
@@ -72,17 +76,13 @@ def test_the_data_hold_the_whole_matrix() -> None:
     assert (len({release for release, _ in CASES}), len(CASES)) == (26, 26 * len(LLAMA_VARIANTS) * 3)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['variant']}-{row['kind']}-{row['transformers'][0]}")
+@pytest.mark.parametrize("row", ROWS, ids=title)
 def test_faces_are_those_of_real_loads(row: dict[str, Any], facts: Any) -> None:
     found = {release: value(facts(row["variant"], release), FACE[row["kind"]]) for release in row["transformers"]}
     assert found == dict.fromkeys(row["transformers"], measured_face(row))
 
 
-@pytest.mark.parametrize(
-    "row",
-    [row for row in ROWS if row["kind"] in IDS and "ids" in row],
-    ids=lambda row: f"{row['variant']}-{row['kind']}-{row['transformers'][0]}",
-)
+@pytest.mark.parametrize("row", [row for row in ROWS if row["kind"] in IDS and "ids" in row], ids=title)
 def test_ids_are_those_of_real_loads(row: dict[str, Any], facts: Any) -> None:
     expected = [None if index == "RecursionError" else index for index in row["ids"]]
     for release in row["transformers"]:

@@ -76,19 +76,42 @@ LLAMA_VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "oldclass_goodtokens": ({**GOOD, "model_max_length": ABSURD_LENGTH, "tokenizer_class": "LLaMATokenizer"}, {}),
     "fixed": (
         {
-            "add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False, "model_max_length": 2048,
-            "pad_token": None, "sp_model_kwargs": {}, "tokenizer_class": "LlamaTokenizer", **{key: added(value) for key, value in GOOD.items()},
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 2048,
+            "pad_token": None,
+            "sp_model_kwargs": {},
+            "tokenizer_class": "LlamaTokenizer",
+            **{key: added(value) for key, value in GOOD.items()},
         },
         GOOD,
     ),
     "notokens": ({"tokenizer_class": "LlamaTokenizer", "model_max_length": 2048}, {}),
     "pad_is_unk": (
-        {"add_bos_token": True, "add_eos_token": False, **GOOD, "pad_token": "<unk>", "model_max_length": 2048, "tokenizer_class": "LlamaTokenizer"},
+        {
+            "add_bos_token": True,
+            "add_eos_token": False,
+            **GOOD,
+            "pad_token": "<unk>",
+            "model_max_length": 2048,
+            "tokenizer_class": "LlamaTokenizer",
+        },
         {**GOOD, "pad_token": "<unk>"},
     ),
-}  # fmt: skip
-LLAMA_CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1,
-                "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 400}  # fmt: skip
+}
+LLAMA_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": -1,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 400,
+}
 
 
 def write_json(path: Path, document: Any) -> None:
