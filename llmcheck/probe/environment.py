@@ -77,7 +77,7 @@ def _record(result: Facts, report: dict[str, Any]) -> None:
     python = report["python"]
     result.put("python.version", str(python["version"]))
     result.put("environment.is_virtual", bool(python["is_venv"] or python["is_conda"]))
-    result.put("environment.incomplete", [os.path.basename(str(path)) for path in report["incomplete"]])
+    result.put("environment.incomplete", [os.path.basename(str(path)) for path in report["incomplete"]] or None)
     result.put("toolchain.python_headers", python["headers"])
     _packages(result, report["packages"])
     _torch(result, report["torch"])
@@ -112,9 +112,9 @@ def _packages(result: Facts, records: list[dict[str, Any]]) -> None:
             result.put(f"build.{name}", str(direct["commit"])[:64], Location(uri=str(first["path"])))
         if name == "flash-attn":
             _flash_attention(result, str(first["version"]) + " " + str(direct.get("file", "")))
-    result.put("environment.duplicates", doubled)
-    result.put("environment.shadowed", shadowed)
-    result.put("environment.editable", editable)
+    result.put("environment.duplicates", doubled or None)
+    result.put("environment.shadowed", shadowed or None)
+    result.put("environment.editable", editable or None)
     if "flash-attn" not in seen:
         for key in ("torch_version", "cuda_major", "cxx11_abi"):
             result.absent(f"flash_attn.{key}")

@@ -74,7 +74,7 @@ def search_folders(prefix: str, base: str, shares_system: bool) -> list[str]:
     found: list[str] = []
     for folder in wanted:
         add_folder(found, folder)
-    for folder in list(found):
+    for folder in tuple(found):  # not those that are added here: .pth files count in site folders only
         for added in path_files(folder):
             add_folder(found, added)
     return found[:_MAX_FOLDERS]
@@ -178,7 +178,7 @@ def torch_build(folders: list[str]) -> dict[str, Any] | None:
     if folder is None:
         return None
     values = assignments(read_text(os.path.join(folder, "version.py")) or "")
-    build = {key: values.get(key) for key in ("__version__", "cuda", "hip", "git_version")}
+    build: dict[str, Any] = {key: values.get(key) for key in ("__version__", "cuda", "hip", "git_version")}
     build["path"] = os.path.join(folder, "version.py")
     build["architectures"] = architectures(os.path.join(folder, "lib", "libtorch_python.so"))
     return build
