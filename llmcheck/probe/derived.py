@@ -28,6 +28,7 @@ def facts(known: Facts) -> Facts:
     _capabilities(whole, result)
     _compilers(whole, result)
     _visible_devices(whole, result)
+    _flash_attention(whole, result)
     return result
 
 
@@ -196,6 +197,18 @@ def visible_devices(setting: str, count: int) -> tuple[int | None, str | None]:
             return 0, f"it names GPU {entry} twice, which hides every GPU"
         seen.append(int(entry))
     return len(seen), None
+
+
+def _flash_attention(known: Facts, result: Facts) -> None:
+    """Whether flash-attn's wheel was built for the torch that is there: the same minor release."""
+    built, torch = known.get("flash_attn.torch_version"), known.get("pkg.torch")
+    if built is None or torch is None:
+        missing = "flash_attn.torch_version" if built is None else "pkg.torch"
+        result.could_not("flash_attn.matches_torch", known.why_unknown(missing) or f"{missing} is not known")
+    elif built.value is ABSENT or torch.value is ABSENT:
+        result.absent("flash_attn.matches_torch")
+    else:
+        result.put("flash_attn.matches_torch", str(built.value).split(".")[:2] == str(torch.value).split(".")[:2], built.location)
 
 
 def _in_range(version: str, row: dict[str, Any]) -> bool:

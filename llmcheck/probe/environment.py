@@ -10,7 +10,7 @@ from typing import Any
 
 from llmcheck.errors import UserError
 from llmcheck.probe.collect import DEADLINE_S, CommandError, run_command
-from llmcheck.rules.facts import Facts, Location
+from llmcheck.rules.facts import ABSENT, Facts, Location
 
 SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inside.py")
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!+_-]{0,99}$")
@@ -135,8 +135,14 @@ def _torch(result: Facts, build: dict[str, Any] | None) -> None:
     if build is None:
         for key in ("cuda_version", "hip_version", "git_version", "arch_list", "file_version"):
             result.absent(f"torch.{key}")
+        result.absent("environment.torch_differs")
         return
     location = Location(uri=str(build["path"]))
+    recorded, version = result.get("pkg.torch"), str(build["__version__"] or "")
+    if recorded is None or recorded.value is ABSENT or not version:
+        result.could_not("environment.torch_differs", "torch's version is not known from both its record and its files")
+    else:  # local parts differ by design: the record of the default wheel has none
+        result.put("environment.torch_differs", str(recorded.value).partition("+")[0] != version.partition("+")[0], location)
     result.put("torch.file_version", build["__version__"], location)
     result.put("torch.cuda_version", build["cuda"], location)
     result.put("torch.hip_version", _plain_version(build["hip"]), location)
