@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Method = Literal["full", "lora", "qlora"]
+TrainEmbeddings = Literal["in-place", "modules-to-save"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "params"]
 Attention = Literal["eager", "sdpa", "flash"]
@@ -75,13 +76,17 @@ class ClusterSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSpec:
-    """Low-rank adapters. `targets`: "all-linear", "attention", or comma-separated module name endings."""
+    """Low-rank adapters. `targets`: "all-linear", "attention", or comma-separated module name endings.
+
+    `train_embeddings`: the token embedding and the output projection are trained beside the adapters, the model's own ("in-place") or the
+    copies that peft's ``modules_to_save`` makes ("modules-to-save").
+    """
 
     rank: int = 16
     alpha: int = 16
     dropout: float = 0.05
     targets: str = "all-linear"
-    train_embeddings: bool = False
+    train_embeddings: TrainEmbeddings | None = None  # None: both stay frozen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,8 @@ def _lora(raw: dict[str, Any]) -> LoraSpec | None:
         rank=raw["lora_r"],
         dropout=raw.get("lora_dropout", 0.05),
         targets=targets if isinstance(targets, str) else ",".join(targets),
-        train_embeddings=raw.get("train_embeddings", False),
+        # the harness of these runs named both in peft's modules_to_save (data/README.md)
+        train_embeddings="modules-to-save" if raw.get("train_embeddings") else None,
     )
 
 

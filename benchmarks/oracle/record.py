@@ -187,7 +187,8 @@ def run_case(case: dict[str, Any], recorder_class: type[OracleRecorder] | type[C
     """Events and parameters of one case (in a fresh process: a device can be started once).
 
     Keys: family, config, batch, seq, attention (eager|sdpa), sdpa (cudnn|math), checkpointing, method (full|lora), lora_r, lora_targets,
-    grads (keep|drop), dtype (bf16|fp16|fp32), compute_limit (elements above which an operator is not computed).
+    train_embeddings (in-place|modules-to-save), grads (keep|drop), dtype (bf16|fp16|fp32), compute_limit (elements above which an
+    operator is not computed).
     """
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -200,6 +201,7 @@ def run_case(case: dict[str, Any], recorder_class: type[OracleRecorder] | type[C
         "checkpointing": False,
         "method": "full",
         "lora_r": 5,
+        "train_embeddings": None,
         "grads": "drop",
         "dtype": "bf16",
         "compute_limit": 2**62,
@@ -228,10 +230,16 @@ def run_case(case: dict[str, Any], recorder_class: type[OracleRecorder] | type[C
 
         targets = c.get("lora_targets", LORA_TARGETS.get(c["family"], LLAMA_TARGETS))
         lora = peft.LoraConfig(r=c["lora_r"], lora_alpha=16, lora_dropout=0.05, target_modules=targets, task_type="CAUSAL_LM")
+        if c["train_embeddings"] == "modules-to-save":
+            heads = (model.get_input_embeddings(), model.get_output_embeddings())
+            lora.modules_to_save = [name.rsplit(".", 1)[-1] for name, m in model.named_modules(remove_duplicate=False) if m in heads]
         model = peft.get_peft_model(model, lora, autocast_adapter_dtype=False)
         for p in model.parameters():
             if p.requires_grad and p.dtype != dtype:
                 p.data = p.data.to(dtype)
+        if c["train_embeddings"] == "in-place":
+            model.get_input_embeddings().requires_grad_(True)
+            model.get_output_embeddings().requires_grad_(True)
     if c["checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if c["method"] == "lora":
@@ -273,6 +281,7 @@ def run_case(case: dict[str, Any], recorder_class: type[OracleRecorder] | type[C
         "loss": round(value, 4),
         "events": recorder.events(),
         "params": params,
+        "num_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
 
 
@@ -280,7 +289,7 @@ def cases_of(name: str) -> dict[str, dict[str, Any]]:
     """The golden cases of one entry of families.json: {"full-ckpt-sdpa-drop": case, ...}."""
     entry = json.loads((HERE / "families.json").read_text())[name]
     out = {}
-    for method in ("full", "lora") if entry.get("lora") else ("full",):
+    for method in entry.get("methods", ("full", "lora") if entry.get("lora") else ("full",)):
         for checkpointing in (True, False):
             for attention in entry.get("attention", ["sdpa", "eager"]):
                 for grads in ("drop", "keep") if method == "full" else ("drop",):
@@ -299,6 +308,8 @@ def cases_of(name: str) -> dict[str, dict[str, Any]]:
                         out[key]["sdpa"] = entry["sdpa"]
                     if method == "lora" and "lora_targets" in entry:
                         out[key]["lora_targets"] = entry["lora_targets"]
+                    if "train_embeddings" in entry:
+                        out[key]["train_embeddings"] = entry["train_embeddings"]
     return out
 
 
@@ -337,7 +348,7 @@ def golden(name: str) -> str:
         }
         if "params" not in data:
             data.update({k: result[k] for k in ("family", "config", "versions", "params")})
-        data["cases"][key] = {"case": result["case"], "loss": result["loss"], "events": packed}
+        data["cases"][key] = {k: result[k] for k in ("case", "loss", "num_trainable")} | {"events": packed}
         if result["params"] != data["params"]:  # LoRA has others
             data["cases"][key]["params"] = result["params"]
         summary.append(f"{key} {len(events)}")

@@ -47,7 +47,7 @@ def make(case: Mapping[str, Any]) -> CausalLM:
     cur.category = "weights"
     model = family.build(build, Config(completed(case["family"], case["config"])), run)
     if case["method"] == "lora":
-        lora.inject(model, LoraSpec(rank=case.get("lora_r", 5)), family, build)
+        lora.inject(model, LoraSpec(rank=case.get("lora_r", 5), train_embeddings=case.get("train_embeddings")), family, build)
         model.require_input_grads = case["checkpointing"]
     return model
 
@@ -57,6 +57,15 @@ def params(case: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
     cur.reset(Tape())
     try:
         return [(name, p.shape) for name, p in make(flat(case)).named_parameters()]
+    finally:
+        cur.reset(Tape())
+
+
+def num_trainable(case: Mapping[str, Any]) -> int:
+    """Elements of all parameters with a gradient of a case's model."""
+    cur.reset(Tape())
+    try:
+        return sum(p.numel for p in make(flat(case)).parameters() if p.req)
     finally:
         cur.reset(Tape())
 

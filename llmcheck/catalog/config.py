@@ -154,11 +154,12 @@ def complete(data: FamilyData, raw: Mapping[str, Any], where: str) -> dict[str, 
         if key == "rope_parameters":
             continue
         value = given.get(key, default)
-        problem = _problem(key, value, default)
+        nullable = key in data.keeps_null or key in _NULLABLE
+        problem = "" if value is None and nullable else _problem(key, value, default)
         if problem:
             problems.append(problem)
         # null in a field that the class does not leave open means "not said" in the files that write every field
-        values[key] = default if value is None and key not in _NULLABLE else value
+        values[key] = default if value is None and not nullable else value
     extra = given.get("head_dim")  # many layers read it though their configuration class does not list it
     if "head_dim" not in values and extra is not None:
         values["head_dim"] = extra
@@ -237,13 +238,14 @@ _MAX_SHAPE = 1 << 27  # 50 times the widest embedding known; products stay far b
 _MAX_COUNT = 1 << 40
 _FLOATS = frozenset({"clip_qkv", "final_logit_softcapping", "attn_logit_softcapping"})
 _LISTS = frozenset({"layer_types", "mlp_only_layers", "no_rope_layers", "mlp_layer_types", "full_attn_idxs", "attention_types"})
-_NULLABLE = frozenset({"sliding_window", "num_key_value_heads", "q_lora_rank", "clip_qkv"})  # null where the class default is a number
+# Null where the class default is a number, in the files of transformers 4 of any family: data/families.toml has what 5 takes.
+_NULLABLE = frozenset({"sliding_window", "num_key_value_heads", "q_lora_rank", "clip_qkv"})
 
 
 def _problem(key: str, value: Any, default: Any) -> str:
     """What is wrong with one field, or an empty string. The kind of a field follows from the class's default."""
     if value is None:
-        return "" if default is None or key in _NULLABLE or key not in _SHAPE else f"{key} is null"
+        return "" if default is None or key not in _SHAPE else f"{key} is null"
     if key in ("logit_scale", "use_bidirectional_attention") and default is None:
         return ""
     if isinstance(default, bool):

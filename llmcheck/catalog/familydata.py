@@ -15,11 +15,13 @@ class FamilyData:
     """One family's configuration class.
 
     `defaults` has every field on which shape, memory or time depends; None where the class derives the value from others.
+    `keeps_null` names the fields with a default in which null is a value of its own: the class takes it, and the model runs with it.
     `aliases` maps the other names under which the class takes a field. `rope` is empty for a family without rotary embedding.
     """
 
     name: str
     defaults: Mapping[str, Any]
+    keeps_null: frozenset[str]
     aliases: Mapping[str, str]
     rope: Mapping[str, Any]
     linear_targets: tuple[str, ...]
@@ -46,6 +48,7 @@ def family_data(name: str) -> FamilyData | None:
     return FamilyData(
         name=name,
         defaults={**table["defaults"], **dict.fromkeys(table["null"])},
+        keeps_null=frozenset(table.get("keeps_null", ())),
         aliases=table["aliases"],
         rope=table["rope"],
         linear_targets=tuple(table["linear_targets"]),

@@ -123,7 +123,15 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     _option(
         group, "--lora-dropout", "P", number("--lora-dropout", 0, 0.99, unit="probability"), "dropout before the adapters (default: 0.05)"
     )
-    group.add_argument("--train-embeddings", action="store_true", help="with adapters: train the embeddings and the head too")
+    group.add_argument(
+        "--train-embeddings",
+        nargs="?",
+        const="in-place",
+        metavar="in-place|modules-to-save",
+        type=choice("--train-embeddings", ("in-place", "modules-to-save")),
+        help="with adapters: train token embedding and head too, the model's own (in-place, what the bare flag means) "
+        "or the copies that peft's modules_to_save makes beside the frozen ones",
+    )
     _choice(group, "--zero", ("auto", "0", "1", "2", "3"), "ZeRO stage of DeepSpeed")
     _choice(group, "--offload", ("auto", "none", "optimizer", "params"), "what lives in host memory instead")
     _choice(group, "--checkpointing", ("auto", "on", "off"), "recompute activations in the backward pass")
@@ -240,7 +248,7 @@ def explicit_command(plan: Plan, args: argparse.Namespace) -> str:
     if recipe.lora is not None:
         lora = recipe.lora
         words += ["--lora-rank", str(lora.rank), "--lora-targets", lora.targets, "--lora-dropout", f"{lora.dropout:g}"]
-        words += ["--train-embeddings"] * lora.train_embeddings
+        words += ["--train-embeddings", lora.train_embeddings] if lora.train_embeddings else []
     words += ["--zero", str(recipe.zero_stage), "--offload", recipe.offload]
     words += ["--micro-batch", str(recipe.micro_batch_size), "--grad-accum", str(recipe.grad_accum_steps)]
     words += ["--checkpointing", "on" if recipe.checkpointing else "off", "--attention", recipe.attention, "--loss", recipe.loss]
@@ -288,7 +296,7 @@ def _check_conflicts(args: argparse.Namespace) -> None:
             ("--lora-rank", args.lora_rank),
             ("--lora-targets", args.lora_targets),
             ("--lora-dropout", args.lora_dropout),
-            ("--train-embeddings", args.train_embeddings or None),
+            ("--train-embeddings", args.train_embeddings),
         )
         if value is not None
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from llmcheck.steptime.flops import adapter_params, is_adapted
+from llmcheck.steptime.flops import adapter_params, is_adapted, trained_embeddings
 from llmcheck.steptime.shape import Layer, Shape
 from llmcheck.types import ClusterSpec, ModelSpec, TrainingRecipe
 
@@ -38,9 +38,8 @@ def states(model: ModelSpec, shape: Shape, recipe: TrainingRecipe, cluster: Clus
     trained, frozen = float(model.num_params), 0.0
     if recipe.method != "full":
         trained, frozen = float(adapter_params(shape, recipe.lora)[0]), float(model.num_params)
-        if recipe.lora is not None and recipe.lora.train_embeddings:
-            embeddings = shape.num_embedding_params  # an untied head stays frozen
-            trained, frozen = trained + embeddings, frozen - embeddings
+        embeddings = trained_embeddings(shape, recipe.lora)
+        trained, frozen = trained + embeddings.params, frozen - embeddings.unfrozen
     frozen_bytes = frozen * element
     if recipe.method == "qlora":
         quantised = min(frozen, _quantised_params(shape))

@@ -249,6 +249,10 @@ def _assumptions(recipe: TrainingRecipe) -> tuple[str, ...]:
         out.append("checkpointing is non-reentrant, one segment per layer")
     if recipe.lora is not None:
         out.append(f"adapters of rank {recipe.lora.rank} on {recipe.lora.targets}, in the model's number format")
+        if recipe.lora.train_embeddings == "in-place":
+            out.append("token embedding and head train in place; learned positions stay frozen")
+        elif recipe.lora.train_embeddings == "modules-to-save":
+            out.append("peft's modules_to_save: copies of token embedding and head train in the model's number format, the originals stay")
     return tuple(out)
 
 

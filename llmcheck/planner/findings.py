@@ -24,6 +24,7 @@ DISK = "LCM013"
 EAGER_ONLY = "LCM014"
 FROZEN_NOT_SHARDED = "LCM015"
 HOST_MEMORY_UNKNOWN = "LCM016"
+COPIES_UNTIED = "LCM017"
 
 _FLASH_CAPABILITY = (8, 0)  # FlashAttention-2 needs Ampere or newer
 
@@ -127,6 +128,10 @@ def _memory(plan: Plan, shape: Shape) -> list[Finding]:
     if recipe.method != "full" and recipe.zero_stage in (1, 2) and plan.cluster.num_gpus > 1:
         message = "ZeRO-1 and 2 do not shard frozen weights: every GPU holds them all; only ZeRO-3 divides them"
         out.append(Finding(code=FROZEN_NOT_SHARDED, severity="note", message=message, where="--zero"))
+    if recipe.lora is not None and recipe.lora.train_embeddings == "modules-to-save" and shape.tied:
+        message = "peft copies token embedding and head apart: two matrices are trained, and they are no longer tied"
+        fix = "--train-embeddings in-place"
+        out.append(Finding(code=COPIES_UNTIED, severity="warning", message=message, fix=fix, where="--train-embeddings"))
     return out
 
 

@@ -134,7 +134,16 @@ def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRec
     elif recipe.method == "lora" and recipe.zero_stage < 3:
         yield change("QLoRA: 4-bit base weights", ("--method", "qlora"), replace(recipe, method="qlora"), "qlora", 3)
     if recipe.method != "full" and recipe.lora is not None and recipe.lora.train_embeddings:
-        new = replace(recipe, lora=replace(recipe.lora, train_embeddings=False))
+        if recipe.lora.train_embeddings == "modules-to-save":
+            new = replace(recipe, lora=replace(recipe.lora, train_embeddings="in-place"))
+            yield change(
+                "train the embeddings in place, not copies",
+                ("--train-embeddings", "in-place"),
+                new,
+                "both stay tied" if shape.tied else "none",
+                1.1,
+            )
+        new = replace(recipe, lora=replace(recipe.lora, train_embeddings=None))
         yield change("freeze the embeddings (leave --train-embeddings out)", (), new, "new tokens are not learnt", 1.2)
     if cluster.num_gpus > 1 and recipe.method != "qlora" and recipe.zero_stage < 3:
         new = _best_of(evaluator, recipe.method, 3) or replace(recipe, zero_stage=3)

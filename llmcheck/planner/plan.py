@@ -22,6 +22,7 @@ from llmcheck.types import (
     Optimizer,
     Precision,
     StepTime,
+    TrainEmbeddings,
     TrainingRecipe,
     Verdict,
 )
@@ -53,7 +54,7 @@ class PlanRequest:
     lora_rank: int | None = None
     lora_targets: str | None = None  # "all-linear", "attention", or comma-separated module name endings
     lora_dropout: float | None = None
-    train_embeddings: bool = False
+    train_embeddings: TrainEmbeddings | None = None
     precision: Precision | None = None
     optimizer: Optimizer | None = None
     zero_stage: int | None = None

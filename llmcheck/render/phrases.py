@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmcheck.planner.plan import Plan, SolveResult
 from llmcheck.render import categories
-from llmcheck.types import ClusterSpec, TrainingRecipe
+from llmcheck.types import ClusterSpec, TrainEmbeddings, TrainingRecipe
 from llmcheck.units import GIB, human_count, human_seconds
 
 _VERDICTS = {"fits": "FITS", "tight": "TIGHT", "does-not-fit": "DOES NOT FIT"}
@@ -12,6 +12,11 @@ _EVIDENCE = {
     "simulated-measured-kernels": "simulated; this GPU's kernels were measured",
     "simulated-unmeasured-kernels": "simulated; the kernels of this GPU were not measured, so the band is wider",
     "conservative-stand-in": "conservative stand-in: this model's layer is not modelled, so this is an upper estimate",
+}
+_EMBEDDINGS: dict[TrainEmbeddings | None, str] = {
+    None: "",
+    "in-place": ", embeddings and head in place",
+    "modules-to-save": ", copies of embeddings and head",
 }
 _SOLVED = {
     "seq-len": "Longest sequence that fits: {} tokens",
@@ -59,7 +64,7 @@ def recipe_phrases(recipe: TrainingRecipe, cluster: ClusterSpec) -> list[str]:
     lora = recipe.lora
     method = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[recipe.method]
     if lora is not None:
-        method += f" r{lora.rank} on {lora.targets}" + (" and embeddings" if lora.train_embeddings else "")
+        method += f" r{lora.rank} on {lora.targets}" + _EMBEDDINGS[lora.train_embeddings]
     batch = f"micro-batch {recipe.micro_batch_size} x {cluster.num_gpus} GPU" + ("s" if cluster.num_gpus > 1 else "")
     if recipe.grad_accum_steps > 1:
         batch += f" x {recipe.grad_accum_steps} steps"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from llmcheck.errors import UserError, did_you_mean
 from llmcheck.shadow import ops
 from llmcheck.shadow.families.base import CausalLM, Family
-from llmcheck.shadow.module import Build, Conv1D, Dropout, Embedding, Linear, Module
+from llmcheck.shadow.families.decoder import DecoderLM
+from llmcheck.shadow.module import Build, Conv1D, Dropout, Linear, Module
 from llmcheck.shadow.tensor import Tensor, cur
-from llmcheck.types import LoraSpec
+from llmcheck.types import LoraSpec, TrainEmbeddings
 
 
 class LoraLinear(Module):
@@ -95,11 +96,34 @@ def inject(model: CausalLM, spec: LoraSpec, family: Family, build: Build) -> int
     for p in model.parameters():
         p.req = False
     count = _wrap(model, set(target_names(spec, family, model)), spec, build)
-    if spec.train_embeddings:
-        for _, module in model.named_modules():
-            if isinstance(module, Embedding):
-                module.weight.req = True
+    if spec.train_embeddings is not None:
+        _train_embeddings(model, spec.train_embeddings, build)
     return count
+
+
+def _train_embeddings(model: CausalLM, how: TrainEmbeddings, build: Build) -> None:
+    """Train the token embedding and the head: the model's own, or copies of both, which are no longer tied."""
+    assert isinstance(model, DecoderLM)
+    if how == "in-place":
+        for part in (model.token_embedding, model.lm_head.base_layer if isinstance(model.lm_head, LoraLinear) else model.lm_head):
+            for _, p in part.own_params():
+                p.req = True
+        return
+    if isinstance(model.lm_head, LoraLinear):
+        raise UserError(
+            "the output projection cannot have an adapter and be copied",
+            code="conflict",
+            where="--lora-targets, --train-embeddings modules-to-save",
+            why="peft refuses modules_to_save on a module that has an adapter",
+            hint="leave lm_head out of --lora-targets, or say --train-embeddings in-place",
+        )
+    copies = []
+    for part in (model.token_embedding, model.lm_head):
+        parent, key = next((m, k) for m in model.modules() for k, child in m.children() if child is part)
+        copies.append(build.copy(part))
+        setattr(parent, key, copies[-1])
+    for wrapper in copies:  # under ZeRO-3 the copies stay whole until DeepSpeed gets the model
+        build.finish(wrapper.active)
 
 
 def _wrap(module: Module, targets: set[str], spec: LoraSpec, build: Build) -> int:

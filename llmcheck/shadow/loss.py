@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmcheck.shadow import liger, ops
-from llmcheck.shadow.module import Linear
+from llmcheck.shadow.module import Linear, ModulesToSaveWrapper
 from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, record
 
 CHUNK_TOKENS = 1024  # tokens whose logits exist at a time in our chunked loss (the trainer's constant, too)
 
 
 def head_and_loss(
-    lm_head: Linear, hidden_states: Tensor, labels: Tensor, kind: str, post: Sequence[Callable[[Tensor], Tensor]] = ()
+    lm_head: Linear | ModulesToSaveWrapper,
+    hidden_states: Tensor,
+    labels: Tensor,
+    kind: str,
+    post: Sequence[Callable[[Tensor], Tensor]] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """(loss, logits). `post`: what the family does to its logits (scaling, soft cap) between head and loss, one by one."""
     before, cur.category = cur.category, "logits"
@@ -41,11 +45,12 @@ def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return ops.cross_entropy(logits, shift_labels)
 
 
-def _without_logits(fn: Callable[..., Tensor], lm_head: Linear, hidden_states: Tensor, labels: Tensor) -> Tensor:
+def _without_logits(fn: Callable[..., Tensor], lm_head: Linear | ModulesToSaveWrapper, hidden_states: Tensor, labels: Tensor) -> Tensor:
     labels = Tensor((labels.shape[0], labels.shape[1] + 1), 8)
     shift_labels = Tensor((labels.shape[0] * (labels.shape[1] - 1),), 8)
     hidden_states = ops.reshape(hidden_states, -1, hidden_states.shape[-1])
     hooks = cur.hooks
+    lm_head = lm_head.active if isinstance(lm_head, ModulesToSaveWrapper) else lm_head
     bias = lm_head.bias
     if hooks is not None:  # the weight is read outside its module's call: ZeRO-3 gathers it on access
         hooks.gather_external(lm_head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,10 @@ class Build:
     def finish(self, module: Module) -> None:
         """Called when `module`'s own constructor has made its parameters (ZeRO-3 partitions them here)."""
 
+    def copy(self, module: Module) -> ModulesToSaveWrapper:
+        """`module` with a trained copy beside it."""
+        return ModulesToSaveWrapper(module)
+
     def tied(self, module: Module, key: str, to: Param) -> None:
         """Tie `module.key` to a parameter made before: the own storage is dropped."""
         setattr(module, key, to)
@@ -152,6 +157,29 @@ class Embedding(Module):
         """The module's result, a leaf that requires a gradient where the hook says so."""
         if self.leaf_output and not out.req:
             out.req = True
+        return out
+
+
+class ModulesToSaveWrapper(Module):
+    """peft's trained copy of a module beside the frozen original (peft 0.21, ``utils/other.py``)."""
+
+    def __init__(self, original: Module) -> None:
+        for _, p in original.own_params():
+            p.req = False
+        self.original_module = original
+        self.modules_to_save = copy.copy(original)  # ``deepcopy``: the parameters are this module's own, also where they were tied
+        before, cur.category = cur.category, "weights"
+        for key, p in original.own_params():
+            setattr(self.modules_to_save, key, Param(p.shape, p.item))
+        cur.category = before
+
+    @property
+    def active(self) -> Any:
+        """The copy: what is called, and whose attributes the wrapper answers with."""
+        return self.modules_to_save
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.modules_to_save(x)
         return out
 
 

@@ -532,6 +532,43 @@ def where_scalar(t: Tensor, mask: Tensor) -> Tensor:
     return out
 
 
+def where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``torch.where(mask, a, b)`` of one shape. Backward: the gradient of `b` first, each a copy."""
+    out = _ew(a, b)
+    if cur.grad and (a.req or b.req):
+        need_a, need_b = a.req, b.req
+
+        def back(s: Any, g: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+            gb = _ew(g) if need_b else None
+            return None, _ew(g) if need_a else None, gb
+
+        record(out, back, (mask, a, b), (keep(mask),))
+    return out
+
+
+def expm1(t: Tensor) -> Tensor:
+    """Backward: ``grad * (result + 1)``."""
+    return unary(t, temps=1, save="out")
+
+
+def minimum(t: Tensor, bound: Tensor) -> Tensor:
+    """``torch.minimum(t, bound)`` with a scalar tensor. Backward: half the gradient, two byte masks, the result filled in place."""
+    if not (cur.grad and t.req):
+        return _ew(t)
+    shape, strides = t.shape, t.strides
+
+    def back(s: Any, g: Tensor) -> tuple[Tensor]:
+        half = _ew(g)
+        equal = Tensor(shape, 1, None, strides)
+        res = _ew(g)
+        greater = Tensor(shape, 1, None, strides)
+        del greater, equal, half
+        return (res,)
+
+    node = begin(back, (t,), (keep(t), keep(bound)))
+    return attach(_ew(t), node)
+
+
 def dropout(t: Tensor, p: float) -> Tensor:
     """``F.dropout`` in training: a result and a byte mask; nothing where p is 0."""
     if p <= 0:
@@ -572,6 +609,11 @@ def topk(t: Tensor, k: int) -> tuple[Tensor, Tensor]:
         old, item = t.shape, t.item
         record(values, lambda s, g: (Tensor(old, item),), (t,), (indices.st,))
     return values, indices
+
+
+def max_last(t: Tensor) -> Tensor:
+    """``t.max(-1, keepdim=True).values``; the int64 indices live as long. Backward: zeros of the whole, the gradient scattered in."""
+    return topk(t, 1)[0]
 
 
 def gather_rows(t: Tensor, index: Tensor) -> Tensor:
@@ -672,6 +714,22 @@ def clamp(t: Tensor) -> Tensor:
         masks = (Tensor(shape, 1, None, strides), Tensor(shape, 1, None, strides))
         res = _ew(g)
         del masks
+        return (res,)
+
+    node = begin(back, (t,), (keep(t),))
+    return attach(_ew(t), node)
+
+
+def clamp_max(t: Tensor) -> Tensor:
+    """``t.clamp(max=high)``. Backward: one byte mask and the result."""
+    if not (cur.grad and t.req):
+        return _ew(t)
+    shape, strides = t.shape, t.strides
+
+    def back(s: Any, g: Tensor) -> tuple[Tensor]:
+        mask = Tensor(shape, 1, None, strides)
+        res = _ew(g)
+        del mask
         return (res,)
 
     node = begin(back, (t,), (keep(t),))
@@ -929,7 +987,7 @@ def log_softmax(t: Tensor) -> Tensor:
     return out
 
 
-def layer_norm(x: Tensor, w: Param | None, b: Param | None) -> Tensor:
+def layer_norm(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
     """``F.layer_norm`` over the last dimension: result, mean and rstd ([rows], fp32). The kernel copies what is not contiguous."""
     rows, h = prod(x.shape[:-1]), x.shape[-1]
     scattered = x.strides is not None and cur.kernels is not None

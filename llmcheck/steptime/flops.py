@@ -141,6 +141,25 @@ def adapter_params(shape: Shape, lora: LoraSpec | None) -> tuple[int, int]:
     return params, tensors
 
 
+class TrainedEmbeddings(NamedTuple):
+    """Token embedding and output projection as far as adapters train them too."""
+
+    params: int = 0  # parameters with a gradient
+    tensors: int = 0
+    unfrozen: int = 0  # of those, the model's own: the rest are copies beside the frozen originals
+
+
+def trained_embeddings(shape: Shape, lora: LoraSpec | None) -> TrainedEmbeddings:
+    """What ``--train-embeddings`` adds to the adapters; peft's copies of a tied pair are two matrices."""
+    if lora is None or lora.train_embeddings is None:
+        return TrainedEmbeddings()
+    one = shape.vocab_size * shape.embed_dim
+    if lora.train_embeddings == "modules-to-save":
+        return TrainedEmbeddings(params=2 * one, tensors=2)
+    num = 1 if shape.tied else 2
+    return TrainedEmbeddings(params=num * one, tensors=num, unfrozen=num * one)
+
+
 def model_flops_per_token(shape: Shape, seq_len: int, variant: Variant) -> float:
     """FLOPs that training one token needs, without recomputation: the numerator of MFU.
 
@@ -157,13 +176,13 @@ def model_flops_per_token(shape: Shape, seq_len: int, variant: Variant) -> float
         attention = 6.0 * layer.num_heads * (layer.qk_head_dim + layer.v_head_dim) * keys
         total += count * ((6.0 if trained else 4.0) * params + attention)
     head = shape.vocab_size * shape.embed_dim
-    total += (6.0 if _trains_head(shape, variant) else 4.0) * head
+    total += (6.0 if _trains_head(variant) else 4.0) * head
     return total + 6.0 * adapter_params(shape, variant.lora)[0]
 
 
-def _trains_head(shape: Shape, variant: Variant) -> bool:
-    """The output projection has a gradient: in full fine-tuning, or as the trained embedding that it is tied to."""
-    return variant.method == "full" or (variant.lora is not None and variant.lora.train_embeddings and shape.tied)
+def _trains_head(variant: Variant) -> bool:
+    """The output projection has a gradient: in full fine-tuning, or where the embeddings are trained beside the adapters."""
+    return variant.method == "full" or (variant.lora is not None and variant.lora.train_embeddings is not None)
 
 
 # --- one layer ---------------------------------------------------------------------------------------------------------------
@@ -383,7 +402,7 @@ def ends_forward(shape: Shape, batch: Batch, variant: Variant) -> Work:
         chunks = -(-r // rows)
         work.mm(rows, v, h, chunks)
         work.mm(rows, h, v, chunks)
-        if _trains_head(shape, variant):
+        if _trains_head(variant):
             work.mm(v, h, rows, chunks)
             work.add(v * h * 3 * e * chunks, chunks)  # the weight gradient is summed chunk by chunk
         work.add(logits * 4 * e, 6 * chunks, 8 * chunks)
@@ -400,7 +419,8 @@ def ends_backward(shape: Shape, batch: Batch, variant: Variant) -> Work:
     """Gradients of loss, output projection, final norm and embedding."""
     work = Work()
     r, e, v, h = batch.tokens, batch.element_bytes, shape.vocab_size, shape.embed_dim
-    trained = variant.method == "full" or (variant.lora is not None and variant.lora.train_embeddings)
+    trained = _trains_head(variant)
+    tied = shape.tied and not (variant.lora is not None and variant.lora.train_embeddings == "modules-to-save")
     logits = float(r) * v
     caps = 4 if shape.softcap else 0
     if variant.loss != "liger":
@@ -409,13 +429,13 @@ def ends_backward(shape: Shape, batch: Batch, variant: Variant) -> Work:
             _per_chunk(work, r, v, h)
             work.add(logits * ((e + 4) + 16), 4 * chunks, 8 * chunks)
         work.mm(r // chunks or 1, h, v, chunks)
-        if _trains_head(shape, variant):
+        if _trains_head(variant):
             work.mm(v, h, r // chunks or 1, chunks)
         # scatter into zeros, log-softmax gradient (gradient and output read twice), copy to 16 bit
         work.add(logits * (4 + 20 + (4 + e) + 2 * e * caps), (4 + caps) * chunks, 10 * chunks)
     if trained:
         # dense gradient of the embedding: zeros, sort of the ids, rows added; a tied head adds its own
-        work.add(v * h * e * (4 if shape.tied else 1) + r * h * 3 * e, 12, 6)
+        work.add(v * h * e * (4 if tied else 1) + r * h * 3 * e, 12, 6)
     if shape.final_norm:
         _norm(work, shape.final_norm, batch, True, variant.method == "full", variant.loss == "liger")
     work.visits += 4

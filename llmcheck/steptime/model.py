@@ -18,6 +18,7 @@ from llmcheck.steptime.flops import (
     layer_backward,
     layer_forward,
     model_flops_per_token,
+    trained_embeddings,
 )
 from llmcheck.steptime.hostside import HostRates
 from llmcheck.steptime.kernels import GpuRates, constants, gpu_s
@@ -42,9 +43,8 @@ class Trained(NamedTuple):
             return Trained(params=model.num_params, tensors=shape.num_tensors, frozen_params=0)
         params, tensors = adapter_params(shape, recipe.lora)
         frozen = model.num_params
-        if recipe.lora is not None and recipe.lora.train_embeddings:
-            embeddings = shape.num_embedding_params  # an untied head stays frozen
-            params, tensors, frozen = params + embeddings, tensors + 1, frozen - embeddings
+        embeddings = trained_embeddings(shape, recipe.lora)
+        params, tensors, frozen = params + embeddings.params, tensors + embeddings.tensors, frozen - embeddings.unfrozen
         return Trained(params=params, tensors=tensors, frozen_params=frozen)
 
 

@@ -138,7 +138,7 @@ class Shape(NamedTuple):
     @property
     def num_embedding_params(self) -> int:
         """Token and learned position embeddings."""
-        return self.vocab_size * self.embed_dim + self.num_position_rows * self.embed_dim
+        return self.vocab_size * self.embed_dim + self.num_position_rows * self.hidden
 
     @property
     def num_head_params(self) -> int:
@@ -161,7 +161,7 @@ class Shape(NamedTuple):
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
     "vocab": ("vocab_size", "padded_vocab_size"),
     "intermediate": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
     "positions": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
@@ -211,6 +211,7 @@ _PLAIN_MLP = frozenset(
         "codegen",
         "persimmon",
         "arcee",
+        "apertus",
     }
 )
 _FUSED_QKV = {
@@ -237,6 +238,7 @@ _MLP_NAMES = {
     "mpt": ("up_proj", "down_proj"),
     "nemotron": ("up_proj", "down_proj"),
     "arcee": ("up_proj", "down_proj"),
+    "apertus": ("up_proj", "down_proj"),
     "codegen": ("fc_in", "fc_out"),
 }
 _OUT_NAMES = {
@@ -257,10 +259,10 @@ _ONE_NORM = frozenset({"phi", "cohere", "cohere2", "gptj", "codegen"})  # attent
 _FOUR_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 _BIASES = frozenset({"gpt2", "gpt_bigcode", "gpt_neox", "bloom", "opt", "phi", "gptj", "codegen", "persimmon"})
 _QKV_BIAS = frozenset({"qwen2", "qwen2_moe", "chatglm"})
-_QK_NORM = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3", "olmoe", "flex_olmo"})
-_WIDE_QK_NORM = frozenset({"olmo2", "olmo3", "olmoe", "flex_olmo"})  # over all heads at once
+_WIDE_QK_NORM = frozenset({"olmo2", "olmo3", "olmoe", "flex_olmo", "minimax_m2"})  # over all heads at once
+_QK_NORM = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "exaone4", "hunyuan_v1_dense", "apertus"})
 _LEARNED_POSITIONS = frozenset({"gpt2", "gpt_bigcode", "opt", "gpt_neo"})
-_PYTHON_ACTS = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_accurate"})
+_PYTHON_ACTS = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_accurate", "xielu"})
 _DROPOUTS = {
     "gpt2": 3,
     "gpt_bigcode": 3,
@@ -304,8 +306,12 @@ def _attention_linears(config: Mapping[str, Any], family: str, hidden: int) -> t
     qkv_bias = (
         bias or family in _QKV_BIAS or bool(config.get("use_qkv_bias")) or bool(config.get("add_qkv_bias")) or bool(config.get("qkv_bias"))
     )
-    if family in {"glm", "glm4"}:
+    if family in {"glm", "glm4", "glm4_moe", "helium"}:
         bias = False  # attention_bias is that of q, k and v only
+    if family == "gpt_neo":
+        bias = True  # of the output projection alone
+    if family == "seed_oss":
+        bias = bool(config.get("attention_out_bias"))
     q, kv = heads * head_dim, kv_heads * head_dim
     linears: list[Linear]
     if family in _FUSED_QKV:
@@ -384,7 +390,7 @@ def _norms(config: Mapping[str, Any], family: str, hidden: int, q: int, kv: int,
     norms = [Norm(width=hidden, kind=kind, params=params)] * count
     if family in _WIDE_QK_NORM:
         norms += [Norm(width=q, kind="rms", params=q), Norm(width=kv, kind="rms", params=kv)]
-    elif family in _QK_NORM:
+    elif family in _QK_NORM or (family == "glm4_moe" and config.get("use_qk_norm")):
         norms += [Norm(width=num_heads * head_dim, kind="rms", params=head_dim), Norm(width=num_kv * head_dim, kind="rms", params=head_dim)]
     return norms
 
@@ -444,7 +450,11 @@ def _build(spec: ModelSpec, gated: bool, tied: bool) -> Shape:
     act = str(_get(config, "act", "silu"))
     python_act: Activation = "python" if act in _PYTHON_ACTS or family == "bloom" else "fused"
     mlp_bias = (
-        family in _BIASES or bool(config.get("mlp_bias")) or bool(config.get("use_bias")) or bool(family == "falcon" and config.get("bias"))
+        family in _BIASES
+        or family == "gpt_neo"
+        or bool(config.get("mlp_bias"))
+        or bool(config.get("use_bias"))
+        or bool(family == "falcon" and config.get("bias"))
     )
     experts = _experts(config, hidden)
     window, num_windowed = _windows(config, family, num_layers)

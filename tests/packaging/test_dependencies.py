@@ -13,8 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = toml.load(ROOT / "pyproject.toml")["project"]
 
 
+MODULES = {"nvidia-ml-py": "pynvml"}  # packages whose module is called otherwise
+
+
 def declared(requirements: list[str]) -> set[str]:
-    return {re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0] for requirement in requirements}
+    names = (re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0] for requirement in requirements)
+    return {MODULES.get(name, name) for name in names}
 
 
 def imported() -> set[str]:

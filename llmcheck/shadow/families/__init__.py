@@ -51,6 +51,20 @@ _MODULES = {
     "mpt": "mpt",
     "gpt_bigcode": "gpt_bigcode",
     "gpt_neo": "gpt_neo",
+    "arcee": "arcee",
+    "nemotron": "nemotron",
+    "seed_oss": "seed_oss",
+    "helium": "helium",
+    "ernie4_5": "helium",
+    "exaone4": "late_norm",
+    "hunyuan_v1_dense": "late_norm",
+    "apertus": "late_norm",
+    "olmo3": "olmo",
+    "cohere2": "llama_variants",
+    "glm4_moe": "glm4_moe",
+    "minimax_m2": "minimax",
+    "granitemoe": "granitemoe",
+    "gpt_oss": "gpt_oss",
 }
 
 STAND_IN = "stand-in"  # for families that are not modelled

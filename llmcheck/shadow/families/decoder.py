@@ -33,6 +33,7 @@ class DecoderLM(CausalLM):
     ) -> None:
         self.loss, self.post = run.loss, post
         self.decoder_name = name
+        self._token_embedding = (embedding,)  # in a tuple, since it is no child of this module
         setattr(self, name, decoder)
         self.lm_head = Linear(build, width, config.vocab_size, bias)
         if config.tie_word_embeddings:
@@ -41,6 +42,12 @@ class DecoderLM(CausalLM):
     @property
     def decoder(self) -> Module:
         found: Module = getattr(self, self.decoder_name)
+        return found
+
+    @property
+    def token_embedding(self) -> Module:
+        """``get_input_embeddings()`` as it was built."""
+        found: Module = self._token_embedding[0]
         return found
 
     def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from llmcheck.shadow import liger, ops
-from llmcheck.shadow.attention import attention_interface
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.families.llama import (
     ATTENTION,
     LINEAR,
     GatedMLP,
+    LateNormAttention,
     LlamaAttention,
     LlamaDecoderLayer,
     LlamaForCausalLM,
@@ -63,36 +63,6 @@ class ScaledEmbedding(Embedding):
         return self.finish_output(ops.scale(ops.embedding(self.weight, ids)))
 
 
-class Gemma3Attention(LlamaAttention):
-    """Query and key are normed head by head behind the transposition."""
-
-    def __init__(self, build: Build, config: Config, run: Run, **attn: Any) -> None:
-        super().__init__(build, config, run, **attn)
-        self.q_norm = Gemma2RMSNorm(build, self.head_dim)
-        self.k_norm = Gemma2RMSNorm(build, self.head_dim)
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        input_shape = hidden_states.shape[:-1]
-        hidden_shape = (*input_shape, -1, self.head_dim)
-        query_states = ops.transpose(ops.view(self.q_proj(hidden_states), *hidden_shape), 1, 2)
-        key_states = ops.transpose(ops.view(self.k_proj(hidden_states), *hidden_shape), 1, 2)
-        value_states = ops.transpose(ops.view(self.v_proj(hidden_states), *hidden_shape), 1, 2)
-        assert self.q_norm is not None
-        assert self.k_norm is not None
-        query_states = self.q_norm(query_states)
-        key_states = self.k_norm(key_states)
-        cos, sin = position_embeddings
-        query_states, key_states = self.apply_rotary_pos_emb(query_states, key_states, cos, sin)
-        attn_output, attn_weights = attention_interface(
-            self.kind, query_states, key_states, value_states, attention_mask, self.dropout, self.softcap
-        )
-        attn_output = ops.contiguous(ops.reshape(attn_output, *input_shape, -1))
-        attn_output = self.o_proj(attn_output)
-        return attn_output, attn_weights
-
-
 class Gemma2DecoderLayer(CheckpointedLayer):
     """Attention and MLP each between two norms."""
 
@@ -126,12 +96,12 @@ class Gemma2Model(LlamaModel):
 
 
 class Gemma3RotaryEmbedding(Module):
-    """A rotary embedding for each kind of layer."""
+    """A rotary embedding for each kind of layer, in the model's type or of `item` bytes."""
 
     positional = 3
 
-    def __init__(self, config: Config) -> None:
-        self.kinds = {kind: RotaryEmbedding(config.head_dim) for kind in sorted(set(config.layer_types))}
+    def __init__(self, config: Config, item: int = 0) -> None:
+        self.kinds = {kind: RotaryEmbedding(config.head_dim, item) for kind in sorted(set(config.layer_types))}
 
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
         return self.kinds[layer_type].forward(x, position_ids)
@@ -178,7 +148,7 @@ def _gemma3_text(build: Build, config: Config, run: Run) -> CausalLM:
     bias = config.attention_bias
 
     def layer(_: int) -> Gemma2DecoderLayer:
-        return Gemma2DecoderLayer(build, config, Gemma3Attention(build, config, run, bias=bias, out_bias=bias))
+        return Gemma2DecoderLayer(build, config, LateNormAttention(build, config, run, norm=Gemma2RMSNorm, bias=bias, out_bias=bias))
 
     model = Gemma3Model(build, config, run, layer, norm=Gemma2RMSNorm, embedding=ScaledEmbedding, rotary=Gemma3RotaryEmbedding)
     return LlamaForCausalLM(build, config, run, model, _cap(config))

@@ -91,7 +91,7 @@ class LlamaAttention(Module):
     ) -> None:
         self.kind = run.attention
         self.head_dim = config.head_dim
-        self.dropout = config.attention_dropout
+        self.dropout = getattr(config, "attention_dropout", 0.0)  # not all configurations have one
         self.use_rope, self.apply_rotary_pos_emb, self.softcap = rope, rotary, softcap
         h, d = config.hidden_size, self.head_dim
         self.q_proj = Linear(build, h, config.num_attention_heads * d, bias)
@@ -125,6 +125,19 @@ class LlamaAttention(Module):
         return attn_output, attn_weights
 
 
+class PlainMLP(Module):
+    """Linear, activation, linear."""
+
+    def __init__(self, build: Build, hidden: int, intermediate: int, bias: bool, act_fn: Module) -> None:
+        self.up_proj = Linear(build, hidden, intermediate, bias)
+        self.down_proj = Linear(build, intermediate, hidden, bias)
+        self.act_fn = act_fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        down_proj: Tensor = self.down_proj(self.act_fn(self.up_proj(x)))
+        return down_proj
+
+
 class GatedMLP(Module):
     def __init__(self, build: Build, hidden: int, intermediate: int, bias: bool = False, act: str = "silu") -> None:
         self.gate_proj = Linear(build, hidden, intermediate, bias)
@@ -139,6 +152,43 @@ class GatedMLP(Module):
             return down_proj
         down_proj = self.down_proj(ops.mul(self.act_fn(self.gate_proj(x)), self.up_proj(x)))
         return down_proj
+
+
+class LateNormAttention(LlamaAttention):
+    """Query and key are normed head by head behind the transposition, before they are turned or (`after_rope`) behind that; `norm`."""
+
+    after_rope = False
+    norm_names = ("q_norm", "k_norm")
+
+    def __init__(self, build: Build, config: Config, run: Run, *, norm: Callable[[Build, int], Module] = RMSNorm, **attn: Any) -> None:
+        super().__init__(build, config, run, **attn)
+        for name in self.norm_names:
+            setattr(self, name, norm(build, self.head_dim))
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        query_states = ops.transpose(ops.view(self.q_proj(hidden_states), *hidden_shape), 1, 2)
+        key_states = ops.transpose(ops.view(self.k_proj(hidden_states), *hidden_shape), 1, 2)
+        value_states = ops.transpose(ops.view(self.v_proj(hidden_states), *hidden_shape), 1, 2)
+        q_norm, k_norm = (getattr(self, name) for name in self.norm_names)
+        if not self.after_rope:
+            query_states = q_norm(query_states)
+            key_states = k_norm(key_states)
+        cos, sin = position_embeddings
+        if self.use_rope:
+            query_states, key_states = self.apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        if self.after_rope:
+            query_states = q_norm(query_states)
+            key_states = k_norm(key_states)
+        attn_output, attn_weights = attention_interface(
+            self.kind, query_states, key_states, value_states, attention_mask, self.dropout, self.softcap
+        )
+        attn_output = ops.contiguous(ops.reshape(attn_output, *input_shape, -1))
+        attn_output = self.o_proj(attn_output)
+        return attn_output, attn_weights
 
 
 class LlamaDecoderLayer(CheckpointedLayer):
@@ -205,6 +255,10 @@ class LlamaModel(Module):
         """The embedding and what the model does to it at once."""
         return owner.embed(self.embed_tokens, input_ids)
 
+    def prepare(self, inputs_embeds: Tensor) -> Tensor:
+        """What the model does to the embeddings once the masks are made."""
+        return inputs_embeds
+
     def mask(self, batch: int, seq: int, item: int, window: int | None) -> Tensor | None:
         """The mask of the layers with this window."""
         return causal_mask(self.kind, batch, seq, item, window)
@@ -218,6 +272,7 @@ class LlamaModel(Module):
         position_ids = Tensor((1, input_ids.shape[1]), 8)
         b, s = input_ids.shape
         masks = {w: self.mask(b, s, inputs_embeds.item, w) for w in self.mask_windows}
+        inputs_embeds = self.prepare(inputs_embeds)
         hidden_states: Tensor = inputs_embeds
         hidden_states = ops.dropout(hidden_states, self.embedding_dropout)
         position_embeddings = self.positions(hidden_states, position_ids)

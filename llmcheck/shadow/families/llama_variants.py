@@ -1,6 +1,6 @@
-"""Families close to Llama: StableLM, StarCoder2, Granite, Cohere, SmolLM3.
+"""Families close to Llama: StableLM, StarCoder2, Granite, Cohere and Cohere2, SmolLM3.
 
-Written along ``transformers/models/{stablelm,starcoder2,granite,cohere,smollm3}/modeling_*.py`` (5.17).
+Written along ``transformers/models/{stablelm,starcoder2,granite,cohere,cohere2,smollm3}/modeling_*.py`` (5.17).
 """
 
 from __future__ import annotations
@@ -214,15 +214,8 @@ def apply_rotary_pos_emb_neighbours(q: Tensor, k: Tensor, cos: Tensor, sin: Tens
     return ops.cast(q_embed, item), ops.cast(k_embed, item)
 
 
-class CohereAttention(LlamaAttention):
-    """On request query and key are normed, each head with a weight of its own."""
-
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        bias = config.attention_bias
-        super().__init__(build, config, run, bias=bias, out_bias=bias, rotary=apply_rotary_pos_emb_neighbours)
-        if config.use_qk_norm:
-            self.q_norm = CohereLayerNorm(build, config.num_attention_heads, self.head_dim)
-            self.k_norm = CohereLayerNorm(build, config.num_key_value_heads, self.head_dim)
+class EarlyNormAttention(LlamaAttention):
+    """Query and key are normed, if at all, once all three are projected and before heads and positions change places."""
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]
@@ -246,11 +239,22 @@ class CohereAttention(LlamaAttention):
         return attn_output, attn_weights
 
 
+class CohereAttention(EarlyNormAttention):
+    """On request query and key are normed, each head with a weight of its own."""
+
+    def __init__(self, build: Build, config: Config, run: Run) -> None:
+        bias = config.attention_bias
+        super().__init__(build, config, run, bias=bias, out_bias=bias, rotary=apply_rotary_pos_emb_neighbours)
+        if config.use_qk_norm:
+            self.q_norm = CohereLayerNorm(build, config.num_attention_heads, self.head_dim)
+            self.k_norm = CohereLayerNorm(build, config.num_key_value_heads, self.head_dim)
+
+
 class CohereDecoderLayer(CheckpointedLayer):
     """One norm; attention and MLP side by side."""
 
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        self.self_attn = CohereAttention(build, config, run)
+    def __init__(self, build: Build, config: Config, self_attn: LlamaAttention) -> None:
+        self.self_attn = self_attn
         self.mlp = GatedMLP(build, config.hidden_size, config.intermediate_size, act=config.hidden_act)
         self.input_layernorm = CohereLayerNorm(build, config.hidden_size)
 
@@ -293,11 +297,33 @@ def _granite(build: Build, config: Config, run: Run) -> CausalLM:
     return LlamaForCausalLM(build, config, run, GraniteModel(build, config, run, layer), (ops.scale,))
 
 
-def _cohere(build: Build, config: Config, run: Run) -> CausalLM:
-    def rotary(config: Config) -> Module:
-        return CohereRotaryEmbedding(rotary_dim(config))
+def _cohere_rotary(config: Config) -> Module:
+    return CohereRotaryEmbedding(rotary_dim(config))
 
-    model = LlamaModel(build, config, run, lambda _: CohereDecoderLayer(build, config, run), norm=CohereLayerNorm, rotary=rotary)
+
+def _cohere(build: Build, config: Config, run: Run) -> CausalLM:
+    def layer(_: int) -> CohereDecoderLayer:
+        return CohereDecoderLayer(build, config, CohereAttention(build, config, run))
+
+    model = LlamaModel(build, config, run, layer, norm=CohereLayerNorm, rotary=_cohere_rotary)
+    return LlamaForCausalLM(build, config, run, model, (ops.scale,))
+
+
+class Cohere2Model(LlamaModel):
+    """Both masks are made, whatever the layers are."""
+
+    both_masks = True
+
+
+def _cohere2(build: Build, config: Config, run: Run) -> CausalLM:
+    bias = config.attention_bias
+
+    def layer(index: int) -> CohereDecoderLayer:
+        windowed = config.layer_types[index] == "sliding_attention" and config.sliding_window is not None  # only these know positions
+        attention = LlamaAttention(build, config, run, bias=bias, out_bias=bias, rope=windowed, rotary=apply_rotary_pos_emb_neighbours)
+        return CohereDecoderLayer(build, config, attention)
+
+    model = Cohere2Model(build, config, run, layer, norm=CohereLayerNorm, rotary=_cohere_rotary)
     return LlamaForCausalLM(build, config, run, model, (ops.scale,))
 
 
@@ -319,5 +345,6 @@ FAMILIES = (
     _family("starcoder2", _starcoder2, (*ATTENTION, "c_fc", "c_proj")),
     _family("granite", _granite),
     _family("cohere", _cohere),
+    _family("cohere2", _cohere2),
     _family("smollm3", _smollm3),
 )

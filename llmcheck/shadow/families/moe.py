@@ -23,11 +23,15 @@ from llmcheck.shadow.families.llama import (
 )
 from llmcheck.shadow.families.olmo import FlatNormAttention
 from llmcheck.shadow.module import Activation, Build, Linear, Module
-from llmcheck.shadow.tensor import Tensor
+from llmcheck.shadow.tensor import Param, Tensor
 
 
 class Experts(Module):
-    """``grouped_mm_experts_forward`` on fused gate and up projections."""
+    """``grouped_mm_experts_forward`` on fused gate and up projections; `is_transposed`: their weights are [E, in, out]."""
+
+    is_transposed = False
+    gate_up_proj_bias: Param | None = None
+    down_proj_bias: Param | None = None
 
     def __init__(self, build: Build, num_experts: int, hidden: int, intermediate: int, act: str) -> None:
         self.num_experts = num_experts
@@ -48,11 +52,13 @@ class Experts(Module):
         tokens_per_expert = Tensor((self.num_experts,), 4)
         offsets = Tensor((self.num_experts,), 4)
         sentinel_mask = ops.unsqueeze(Tensor(expert_ids.shape, 1), -1)
+        selected_biases = None if self.gate_up_proj_bias is None else ops.gather_rows(self.gate_up_proj_bias, expert_ids_g)
         ops.masked_fill_(selected_hidden_states_g, sentinel_mask)
-        proj_out = ops.grouped_mm(selected_hidden_states_g, ops.transpose(self.gate_up_proj, -2, -1), offsets)
+        proj_out = self._grouped_linear(selected_hidden_states_g, self.gate_up_proj, offsets, selected_biases)
         proj_out = ops.where_scalar(proj_out, sentinel_mask)
         proj_out = self._apply_gate(proj_out)
-        proj_out = ops.grouped_mm(proj_out, ops.transpose(self.down_proj, -2, -1), offsets)
+        selected_biases = None if self.down_proj_bias is None else ops.gather_rows(self.down_proj_bias, expert_ids_g)
+        proj_out = self._grouped_linear(proj_out, self.down_proj, offsets, selected_biases)
         proj_out = ops.where_scalar(proj_out, sentinel_mask)
         weighted_out = ops.mul(proj_out, ops.unsqueeze(sample_weights_g, -1))
         inv_perm = Tensor(perm.shape, 8)
@@ -62,6 +68,10 @@ class Experts(Module):
         result = ops.cast(final_hidden_states, hidden_states.item)
         del histc_input, tokens_per_expert  # read by kernels only; they live to the end of the frame
         return result
+
+    def _grouped_linear(self, x: Tensor, weight: Param, offsets: Tensor, bias: Tensor | None) -> Tensor:
+        out = ops.grouped_mm(x, weight if self.is_transposed else ops.transpose(weight, -2, -1), offsets)
+        return out if bias is None else ops.add_(out, bias)
 
     def _apply_gate(self, gate_up_out: Tensor) -> Tensor:
         gate, up = ops.split(gate_up_out, (gate_up_out.shape[-1] // 2,) * 2)
@@ -129,8 +139,8 @@ class SharedMoeBlock(SparseMoeBlock):
         return expert_output
 
 
-class OlmoeSparseMoeBlock(SparseMoeBlock):
-    """OLMoE's: none of DeepSpeed's leaf modules."""
+class UnknownMoeBlock(SparseMoeBlock):
+    """A block that is none of DeepSpeed's leaf modules: OLMoE's and others'."""
 
     zero_leaf = False
 
@@ -192,7 +202,7 @@ def _olmoe(build: Build, config: Config, run: Run) -> CausalLM:
 
     def layer(_: int) -> LlamaDecoderLayer:
         attention = FlatNormAttention(build, config, run, bias=bias, out_bias=bias, clip=config.clip_qkv is not None)
-        mlp = OlmoeSparseMoeBlock(
+        mlp = UnknownMoeBlock(
             build, config, config.num_experts, config.intermediate_size,
             experts_first=False, normalise=config.norm_topk_prob, cast_back=True,
         )  # fmt: skip

@@ -1,15 +1,17 @@
-"""OLMo (norms without parameters) and OLMo2 (norms behind attention and MLP, query and key normed over all heads).
+"""OLMo (norms without parameters), OLMo2 (norms behind attention and MLP, query and key normed over all heads), OLMo3 (with windows).
 
-Written along ``transformers/models/{olmo,olmo2}/modeling_*.py`` (5.17). Both turn query and key in fp32.
+Written along ``transformers/models/{olmo,olmo2,olmo3}/modeling_*.py`` (5.17). All turn query and key in fp32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llmcheck.shadow import liger, ops
 from llmcheck.shadow.attention import attention_interface
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
+from llmcheck.shadow.families.gemma import Gemma3Model, Gemma3RotaryEmbedding
 from llmcheck.shadow.families.llama import (
     ATTENTION,
     LINEAR,
@@ -104,14 +106,11 @@ class FlatNormAttention(LlamaAttention):
 class Olmo2DecoderLayer(CheckpointedLayer):
     """The norms stand behind attention and MLP."""
 
-    def __init__(self, build: Build, config: Config, run: Run) -> None:
-        bias = config.attention_bias
-        self.self_attn = FlatNormAttention(
-            build, config, run, norm=Olmo2RMSNorm, bias=bias, out_bias=bias, rotary=apply_rotary_pos_emb_fp32
-        )
+    def __init__(self, build: Build, config: Config, self_attn: Module, norm: Callable[[Build, int], Module] = Olmo2RMSNorm) -> None:
+        self.self_attn = self_attn
         self.mlp = GatedMLP(build, config.hidden_size, config.intermediate_size, act=config.hidden_act)
-        self.post_attention_layernorm = Olmo2RMSNorm(build, config.hidden_size)
-        self.post_feedforward_layernorm = Olmo2RMSNorm(build, config.hidden_size)
+        self.post_attention_layernorm = norm(build, config.hidden_size)
+        self.post_feedforward_layernorm = norm(build, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
         residual = hidden_states
@@ -138,12 +137,27 @@ def _olmo(build: Build, config: Config, run: Run) -> CausalLM:
     return LlamaForCausalLM(build, config, run, LlamaModel(build, config, run, layer, norm=OlmoLayerNorm, rotary=fp32_rotary))
 
 
+def _olmo2_layer(build: Build, config: Config, run: Run) -> Olmo2DecoderLayer:
+    bias = config.attention_bias
+    self_attn = FlatNormAttention(build, config, run, norm=Olmo2RMSNorm, bias=bias, out_bias=bias, rotary=apply_rotary_pos_emb_fp32)
+    return Olmo2DecoderLayer(build, config, self_attn)
+
+
 def _olmo2(build: Build, config: Config, run: Run) -> CausalLM:
-    model = LlamaModel(build, config, run, lambda _: Olmo2DecoderLayer(build, config, run), norm=Olmo2RMSNorm, rotary=fp32_rotary)
+    model = LlamaModel(build, config, run, lambda _: _olmo2_layer(build, config, run), norm=Olmo2RMSNorm, rotary=fp32_rotary)
+    return LlamaForCausalLM(build, config, run, model)
+
+
+def _olmo3(build: Build, config: Config, run: Run) -> CausalLM:
+    def rotary(config: Config) -> Module:
+        return Gemma3RotaryEmbedding(config, 4)
+
+    model = Gemma3Model(build, config, run, lambda _: _olmo2_layer(build, config, run), norm=Olmo2RMSNorm, rotary=rotary)
     return LlamaForCausalLM(build, config, run, model)
 
 
 FAMILIES = (
     Family("olmo", _olmo, {}, LINEAR, ATTENTION),
     Family("olmo2", _olmo2, {}, LINEAR, ATTENTION),
+    Family("olmo3", _olmo3, {}, LINEAR, ATTENTION),
 )

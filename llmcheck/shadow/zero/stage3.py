@@ -13,7 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from llmcheck.shadow import ops
-from llmcheck.shadow.module import Build, Module
+from llmcheck.shadow.module import Build, Module, ModulesToSaveWrapper
 from llmcheck.shadow.optim import OptimizerState
 from llmcheck.shadow.tensor import EMPTY, Param, Storage, Tensor, attach, begin, cur, keep
 from llmcheck.units import ceil_div
@@ -65,6 +65,17 @@ class Stage3Build(Build):
             cur.category = before
             p.st = EMPTY
             ds.status = NOT_AVAILABLE
+
+    def copy(self, module: Module) -> ModulesToSaveWrapper:
+        params = [p for _, p in module.own_params()]
+        category, cur.category = cur.category, "gathered_weights"
+        for p in params:  # ``GatheredParameters`` around the copying
+            p.st = Storage(p.ds.partition_numel * self.world * p.item) if self.world > 1 else p.ds.tensor
+        cur.category = category
+        wrapper = super().copy(module)
+        for p in params:
+            p.st = EMPTY
+        return wrapper
 
     def tied(self, module: Module, key: str, to: Param) -> None:
         self.garbage.append(getattr(module, key))

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from llmcheck.catalog.config import complete, read_config, spec_of_config
 from llmcheck.catalog.familydata import family_data
 from llmcheck.errors import UserError
+from llmcheck.shadow import families
+from llmcheck.steptime.shape import read_shape
 from llmcheck.types import ModelSpec
 
 SMALL = {
@@ -63,6 +65,49 @@ def test_rotary_fields_of_both_versions_mean_the_same() -> None:
 
 def test_a_null_scaling_is_none() -> None:
     assert completed("llama", rope_theta=10000.0, rope_scaling=None)["rope_parameters"] == {"rope_theta": 10000.0, "rope_type": "default"}
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "expected"),
+    [
+        ("gemma2", "attn_logit_softcapping", None),
+        ("gemma2", "final_logit_softcapping", None),
+        ("gemma2", "sliding_window", None),
+        ("falcon", "multi_query", None),
+        ("falcon", "parallel_attn", None),
+        ("deepseek_v3", "norm_topk_prob", None),
+        ("deepseek_v3", "q_lora_rank", None),
+        ("seed_oss", "head_dim", 51),  # the class derives it
+        ("seed_oss", "num_key_value_heads", 80),
+        ("ernie4_5", "head_dim", 1024 // 16),
+        ("smollm3", "num_key_value_heads", 16),
+        ("granite", "num_key_value_heads", 32),
+        # null where neither the class nor the model takes it: the field was not said
+        ("qwen3_next", "norm_topk_prob", True),
+        ("llama", "attention_dropout", 0.0),
+        ("gemma2", "query_pre_attn_scalar", 256),
+        ("mixtral", "num_key_value_heads", 32),  # taken by transformers 4
+    ],
+)
+def test_null_means_what_it_means_to_transformers(family: str, key: str, expected: object) -> None:
+    more = {"hidden_size": 4080} if (family, key) == ("seed_oss", "head_dim") else {}  # divisible by its heads
+    actual = completed(family, **{key: None}, **more)[key]
+    assert actual == expected
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_every_null_that_a_family_takes_gives_a_model(name: str) -> None:
+    data = family_data(name)
+    assert data is not None
+    for key in data.keeps_null:
+        fields = {"hidden_size": 5120} if name == "seed_oss" else {"num_experts_per_tok": 2} if name == "deepseek_v2" else {}
+        spec = spec_of({"model_type": name, "num_hidden_layers": 2, "n_layer": 2, key: None, **fields})
+        assert spec.num_params > 0
+        assert read_shape(spec).num_layers == 2
+
+
+def test_falcon_without_multi_query_has_all_heads() -> None:
+    assert completed("falcon", multi_query=None)["num_key_value_heads"] == 71
 
 
 def test_a_scaling_of_the_old_spelling_keeps_its_type() -> None:

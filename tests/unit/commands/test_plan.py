@@ -106,6 +106,20 @@ def test_auto_is_the_same_as_silence() -> None:
     assert command.request_of(parsed("--gpu", "T4", *autos)) == command.request_of(parsed("--gpu", "T4"))
 
 
+@pytest.mark.parametrize(
+    ("words", "how"),
+    [
+        ([], None),
+        (["--train-embeddings"], "in-place"),
+        (["--train-embeddings", "--zero", "2"], "in-place"),
+        (["--train-embeddings", "in-place"], "in-place"),
+        (["--train-embeddings", "modules-to-save"], "modules-to-save"),
+    ],
+)
+def test_embeddings_train_in_place_unless_peft_copies_them(words: list[str], how: str | None) -> None:
+    assert command.request_of(parsed("--gpu", "T4", "--method", "lora", *words))[0].train_embeddings == how
+
+
 def test_recipe_options_reach_the_request() -> None:
     words = "--method lora --lora-rank 8 --lora-targets q_proj,v_proj --zero 3 --checkpointing off --samples 2M --seq-len 512".split()
     request, _ = command.request_of(parsed("--gpu", "T4", *words))

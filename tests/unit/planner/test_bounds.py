@@ -16,7 +16,7 @@ from llmcheck.planner import bounds
 from llmcheck.planner.evaluate import complete
 from llmcheck.shadow.run import simulate_rank
 from llmcheck.steptime.shape import read_shape
-from llmcheck.types import ClusterSpec, LoraSpec, TrainingRecipe
+from llmcheck.types import ClusterSpec, LoraSpec, TrainEmbeddings, TrainingRecipe
 
 LLAMA = find_model("llama-7b", allow_network=False)
 SHAPE = read_shape(LLAMA)
@@ -57,8 +57,8 @@ def test_the_bound_is_below_the_measured_peak(case: cases.Case) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(RECIPES, st.sampled_from([1, 2, 8]), st.booleans(), st.booleans())
-def test_the_bound_is_below_the_simulated_peak(recipe: TrainingRecipe, gpus: int, lora: bool, embeddings: bool) -> None:
+@given(RECIPES, st.sampled_from([1, 2, 8]), st.booleans(), st.sampled_from([None, "in-place", "modules-to-save"]))
+def test_the_bound_is_below_the_simulated_peak(recipe: TrainingRecipe, gpus: int, lora: bool, embeddings: TrainEmbeddings | None) -> None:
     cluster = ClusterSpec(gpu=GPU, gpus_per_node=gpus)
     if lora:
         recipe = replace(recipe, method="lora", lora=LoraSpec(train_embeddings=embeddings))

@@ -153,6 +153,15 @@ def test_findings(request_of: Make, tools: Tools, fields: dict[str, object], cod
     assert [f.severity for f in plan.findings if f.code == code] == [severity]
 
 
+@pytest.mark.parametrize(
+    ("model", "how", "said"),
+    [("bloomz-560m", "modules-to-save", True), ("bloomz-560m", "in-place", False), ("llama-7b", "modules-to-save", False)],
+)
+def test_copies_of_a_tied_pair_are_said_to_part(request_of: Make, tools: Tools, model: str, how: str, said: bool) -> None:
+    plan = search(request_of(model, method="lora", zero_stage=2, micro_batch_size=1, train_embeddings=how), tools=tools)
+    assert ("LCM017" in codes(plan)) == said
+
+
 def test_eager_only_models_say_so(request_of: Make, tools: Tools) -> None:
     assert "LCM014" in codes(search(request_of("bloomz-560m"), tools=tools))
     with pytest.raises(UserError, match="no SDPA attention"):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from llmcheck.catalog.config import complete
+from llmcheck.catalog.familydata import family_data
 from llmcheck.catalog.models import find_model
 from llmcheck.errors import UserError
 from llmcheck.shadow import families, lora
@@ -14,6 +16,15 @@ from llmcheck.shadow.families.base import CausalLM, Config, Run
 from llmcheck.shadow.module import Build, Linear
 from llmcheck.shadow.tensor import Param, Tape, Tensor, backward, cur
 from llmcheck.types import LoraSpec
+
+SMALL_FIELDS = {
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "n_layers": 2,
+    "num_layers": 2,
+    "num_experts_per_tok": 2,
+    "attention_types": [[["global", "local"], 1]],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +96,59 @@ def test_everything_but_the_adapters_is_frozen() -> None:
     assert all(("lora_" in name) == p.req for name, p in model.named_parameters())
 
 
-def test_embeddings_train_where_it_is_said() -> None:
-    model, _ = adapted("smollm-135m", train_embeddings=True)
-    without, _ = adapted("smollm-135m")
+@pytest.mark.parametrize(
+    ("name", "how", "trained", "made"),
+    [
+        ("smollm-135m", "in-place", 49152 * 576, 0),  # tied: one matrix
+        ("smollm-135m", "modules-to-save", 2 * 49152 * 576, 2 * 49152 * 576),  # a tied pair is copied twice
+        ("llama-7b", "in-place", 2 * 32000 * 4096, 0),
+        ("llama-7b", "modules-to-save", 2 * 32000 * 4096, 2 * 32000 * 4096),
+        ("gpt2", "in-place", 50257 * 768, 0),  # learned positions stay frozen
+    ],
+)
+def test_embedding_and_head_train_where_it_is_said(name: str, how: str, trained: int, made: int) -> None:
+    model, _ = adapted(name, train_embeddings=how)
+    without, _ = adapted(name)
 
-    assert trainable(model) == trainable(without) + 49152 * 576
+    assert trainable(model) == trainable(without) + trained
+    assert sum(p.numel for p in model.parameters()) == sum(p.numel for p in without.parameters()) + made
+
+
+def test_a_head_with_an_adapter_cannot_be_copied() -> None:
+    with pytest.raises(UserError, match="output projection") as error:
+        adapted("llama-7b", targets="q_proj,lm_head", train_embeddings="modules-to-save")
+
+    assert error.value.code == "conflict"
+
+
+def test_a_head_with_an_adapter_may_train_in_place() -> None:
+    both, _ = adapted("llama-7b", targets="q_proj,lm_head", train_embeddings="in-place")
+    alone, _ = adapted("llama-7b", targets="q_proj,lm_head")
+
+    assert trainable(both) == trainable(alone) + 2 * 32000 * 4096
+
+
+@pytest.mark.parametrize("family", families.names())
+@pytest.mark.parametrize("loss", ["hf", "chunked"])
+def test_copies_of_embedding_and_head_are_trained_in_every_family(family: str, loss: str) -> None:
+    found = families.get(family)
+    assert found is not None
+    data = family_data(family)
+    assert data is not None
+    more = {"head_dim": 128} if family == "glm4_moe" else {}  # the class's own sizes do not divide
+    config = complete(data, {**SMALL_FIELDS, **more}, family)
+    build = Build(2)
+    model = found.build(build, Config(config), Run(loss=loss, checkpointing=False))
+    lora.inject(model, LoraSpec(train_embeddings="modules-to-save"), found, build)
+    ids = Tensor((1, 8), 8)
+    loss_value, logits = model(ids, ids, ids)
+    del logits
+    backward(loss_value)
+
+    copies = [p for name, p in model.named_parameters() if "modules_to_save" in name]
+    assert len(copies) >= 2
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in copies)
+    assert all(p.grad is None for name, p in model.named_parameters() if "original_module" in name)
 
 
 def test_a_name_that_no_module_has_is_an_error_with_the_closest_name() -> None:

@@ -51,6 +51,11 @@ def canonical(events: Iterable[tuple[int, int, str]]) -> list[tuple[int, int]]:
     return out + sorted(run)
 
 
+def own_name(name: str) -> str:
+    """A parameter's name without what peft puts around it."""
+    return name.removeprefix("base_model.model.").replace(".default.", ".")
+
+
 def _files() -> Iterator[Any]:
     for path in sorted(GOLDEN.glob("*.json.gz")):
         data = compare.load(path)
@@ -81,4 +86,19 @@ def test_parameters_are_those_of_transformers(path: Path) -> None:
 
     actual = [[name, list(shape)] for name, shape in simulate.params(first)]
 
-    assert data["params"] == actual
+    assert [[own_name(name), shape] for name, shape in data["params"]] == actual
+
+
+def _counted() -> Iterator[Any]:
+    """Cases recorded with the number of trainable parameters."""
+    for path, data in _files():
+        for case, recorded in data["cases"].items():
+            if "num_trainable" in recorded:
+                yield pytest.param(path, case, id=f"{path.name.split('.')[0]}-{case}")
+
+
+@pytest.mark.parametrize(("path", "case"), list(_counted()))
+def test_as_many_parameters_train_as_in_peft(path: Path, case: str) -> None:
+    golden = compare.load(path, case)
+
+    assert golden["num_trainable"] == simulate.num_trainable(golden)

@@ -540,6 +540,17 @@ def test_a_tied_weights_own_partition_lives_until_initialize_collects(tape: Tape
     assert live(tape) == W // 2
 
 
+def test_peft_copies_a_gathered_weight_whole_and_deepspeed_partitions_it_later(tape: Tape) -> None:
+    build = Stage3Build(2, 2, False)
+    linear = Linear(build, 16, 16)
+    wrapper = build.copy(linear)
+    assert live(tape) == W // 2 + W  # the original's partition, the whole copy; what was gathered is gone
+    build.finish(wrapper.active)
+
+    assert live(tape) == 2 * W // 2
+    assert [p.req for p in wrapper.parameters()] == [False, True]
+
+
 def test_kernels_know_where_they_run() -> None:
     # cuBLAS allocates one workspace a thread: forward and backward have their own (Hopper: 32 MiB)
     tape = Tape()

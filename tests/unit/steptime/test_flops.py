@@ -20,9 +20,10 @@ from llmcheck.steptime.flops import (
     layer_backward,
     layer_forward,
     model_flops_per_token,
+    trained_embeddings,
 )
 from llmcheck.steptime.shape import Linear, Shape, read_shape
-from llmcheck.types import LoraSpec
+from llmcheck.types import LoraSpec, TrainEmbeddings
 
 FULL = Variant("full", None, "sdpa", "hf")
 LORA = Variant("lora", LoraSpec(), "sdpa", "hf")
@@ -90,6 +91,21 @@ def test_mfu_counts_six_flops_per_matrix_parameter(llama: Shape) -> None:
 def test_adapters_of_every_linear_layer(llama: Shape) -> None:
     per_layer = 4 * 2 * 4096 + 3 * (4096 + 11008)
     assert adapter_params(llama, LoraSpec(rank=16)) == (32 * 16 * per_layer, 32 * 7 * 2)
+
+
+@pytest.mark.parametrize(
+    ("tied", "how", "matrices", "unfrozen"),
+    [
+        (False, None, 0, 0),
+        (False, "in-place", 2, 2),
+        (True, "in-place", 1, 1),
+        (False, "modules-to-save", 2, 0),
+        (True, "modules-to-save", 2, 0),
+    ],
+)
+def test_what_is_trained_beside_adapters(llama: Shape, tied: bool, how: TrainEmbeddings | None, matrices: int, unfrozen: int) -> None:
+    found = trained_embeddings(llama._replace(tied=tied), LoraSpec(train_embeddings=how))
+    assert found == (matrices * 32_000 * 4096, matrices, unfrozen * 32_000 * 4096)
 
 
 def test_targets_by_group_and_by_name() -> None:

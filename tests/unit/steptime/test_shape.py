@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from llmcheck.catalog.config import spec_of_config
 from llmcheck.catalog.models import find_model
 from llmcheck.steptime.shape import read_shape
 from llmcheck.types import ModelSpec
@@ -46,6 +50,16 @@ def test_leading_dense_layers_of_a_mixture_have_no_experts() -> None:
     assert [(layer.experts is not None, count) for layer, count in shape.layers] == [(False, 1), (True, 3)]
 
 
+GOLDEN = json.loads((Path(__file__).parents[3] / "benchmarks" / "oracle" / "families.json").read_text())
+
+
+@pytest.mark.parametrize("name", [name for name, case in GOLDEN.items() if "config" in case])
+def test_the_parameters_of_a_shape_are_those_of_the_model(name: str) -> None:
+    case = GOLDEN[name]
+    spec = spec_of_config({**case["config"], "model_type": case["family"]}, name=name, source="test", where=name)
+    assert read_shape(spec).num_params == pytest.approx(spec.num_params, rel=0.003)
+
+
 def test_unknown_family_takes_the_mlp_that_fits_its_size() -> None:
     plain = 1000 * 64 * 2 + 4 * (4 * 64 * 64 + 2 * 64 * 256 + 2 * 64) + 64
     spec = ModelSpec(
@@ -68,4 +82,4 @@ def test_which_families_run_eager_attention_only_is_told_alike_by_time_and_memor
     from llmcheck.shadow import families
 
     eager_only = {name for name in families.names() if not families.get(name).supports_sdpa}  # type: ignore[union-attr]
-    assert eager_only == {"bloom", "mpt", "gptj", "codegen", "gpt_neo"}
+    assert eager_only == {"bloom", "mpt", "gptj", "codegen", "gpt_neo", "gpt_oss"}
