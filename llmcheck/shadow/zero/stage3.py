@@ -471,6 +471,7 @@ class Stage3:
         self.masters: list[Storage] = []
         self.grad_partitions: Storage | None = None
         self.boundary = True
+        self.reduce_stream = REDUCE_STREAM if settings.overlap_comm else 0  # reduce_and_partition_stream
         self.offload = settings.offload_optimizer.enabled
         self.offload_param = settings.offload_param.enabled
         self.grad_item = 4 if settings.grad_accum_dtype == "fp32" else item
@@ -552,7 +553,7 @@ class Stage3:
         if self.settings.contiguous_gradients and self.elements + p.numel <= self.settings.reduce_bucket_size:
             assert self.buffer is not None
             note(Note.COPY, p.grad.nbytes)
-            record_stream(p.grad.st, REDUCE_STREAM)
+            record_stream(p.grad.st, self.reduce_stream)
             p.grad.st = self.buffer
         self.bucket.append(p)
         self.elements += p.numel
@@ -571,7 +572,7 @@ class Stage3:
         c = cur
         note(Note.BUCKET)
         category, stream = c.category, c.stream
-        c.category, c.stream = "zero_buffers", REDUCE_STREAM
+        c.category, c.stream = "zero_buffers", self.reduce_stream
         params = sorted(self.bucket, key=lambda q: q.ds.ident)
         note(Note.SLICES, len(params) * self.world)
         flat: Storage | None = None
@@ -613,7 +614,7 @@ class Stage3:
         self.coordinator.release_all()
         if not self.offload and self.settings.precision == "fp16":
             # has_overflow: isinf makes |x| and its mask, isnan a mask, over all gradients at once, on the reduction stream
-            stream, c.stream = c.stream, REDUCE_STREAM
+            stream, c.stream = c.stream, self.reduce_stream
             c.category = "zero_buffers"
             n = sum(p.ds.partition_numel for p in self.params)
             absolute = Storage(self.grad_item * n)
