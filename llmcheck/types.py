@@ -141,6 +141,8 @@ class RankEstimate:
     peak_allocated_bytes: int  # over the training steps
     init_peak_allocated_bytes: int  # over model construction and deepspeed.initialize
     peak_reserved_bytes: int  # whole run
+    peak_reserved_low_bytes: int  # the same where the GPU keeps up with the CPU
+    peak_reserved_high_bytes: int  # the same where the CPU is as far ahead as it can be (ZeRO-3; elsewhere all three are one)
     process_bytes: int  # reserved + CUDA context + loaded kernels: what nvidia-smi shows
     required_bytes: int  # smallest GPU (torch's total_memory) that runs it
     breakdown: Mapping[str, int]
@@ -149,6 +151,7 @@ class RankEstimate:
     timeline: tuple[tuple[float, Mapping[str, int]], ...]  # one steady step: (fraction of its events, bytes by category)
     num_alloc_retries: int = 0
     out_of_memory: OutOfMemory | None = None
+    runs_at_high: bool = True  # whether it also runs where `peak_reserved_high_bytes` belongs
 
 
 @dataclass(frozen=True, kw_only=True)

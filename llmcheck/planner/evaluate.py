@@ -195,6 +195,8 @@ class Evaluator:
         margin = memory - worst.required_bytes
         if margin < self.error_fraction * worst.required_bytes:
             return "tight", f"the margin of {gib(margin)} is inside the error band of ±{100 * self.error_fraction:.0f} %"
+        if not worst.runs_at_high:
+            return "tight", "it runs while the GPU keeps up with the CPU; where the CPU gets ahead, gathered weights may use up the memory"
         if worst.num_alloc_retries > 0 or worst.process_bytes > memory:
             return "tight", "the allocator runs only by giving memory back and taking it again, which is slow and depends on versions"
         return "fits", ""

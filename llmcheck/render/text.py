@@ -109,7 +109,7 @@ def _peaks(plan: Plan, rank: RankEstimate, pen: Pen) -> list[str]:
     separator = pen.glyph(" ·", ",")
     phrases = [
         f"allocated {rank.peak_allocated_bytes / GIB:.2f}",
-        f"reserved {rank.peak_reserved_bytes / GIB:.2f}",
+        _reserved(rank),
         f"process {rank.process_bytes / GIB:.2f} (what nvidia-smi shows)",
         f"while loading {rank.init_peak_allocated_bytes / GIB:.2f}",
     ]
@@ -119,6 +119,11 @@ def _peaks(plan: Plan, rank: RankEstimate, pen: Pen) -> list[str]:
     if rank.num_alloc_retries:
         phrases.append(f"the allocator flushes its cache {rank.num_alloc_retries} x")
     return [phrase + separator for phrase in phrases[:-1]] + phrases[-1:]
+
+
+def _reserved(rank: RankEstimate) -> str:
+    likely, low, high = (f"{n / GIB:.2f}" for n in (rank.peak_reserved_bytes, rank.peak_reserved_low_bytes, rank.peak_reserved_high_bytes))
+    return f"reserved {likely}" if low == high else f"reserved {likely} ({low} to {high}: how far is the CPU ahead?)"
 
 
 def _findings(findings: Sequence[Finding], pen: Pen) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmcheck.shadow import ops
 from llmcheck.shadow.kernels import flash_backward_buffers
-from llmcheck.shadow.tensor import Storage, Tensor, cur, keep, record
+from llmcheck.shadow.tensor import Note, Storage, Tensor, cur, flops, keep, record
 from llmcheck.units import round_up
 
 
@@ -54,6 +54,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: f
     b, heads, s, d = q.shape
     dv = v.shape[-1]
     item = q.item
+    work = float(b * heads * s * k.shape[2] * (d + dv))  # causal: half of the two products
+    flops(work, Note.ATTENTION)
     if name == "cudnn":
         seeds = (Storage(8), Storage(8))
         out = Tensor((b, heads, s, dv), item, None, ops.dense_strides((b, heads, s, dv), q.strides))
@@ -78,6 +80,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: f
         shapes = [(t.shape, t.strides) for t in (q, k, v)]
 
         def back(saved: Any, g: Tensor) -> list[Tensor | None]:
+            flops(3 * work, Note.ATTENTION)  # five products for two, at a somewhat lower rate
             if name == "cudnn":
                 grads: list[Tensor | None] = [Tensor(sh, item, None, ops.dense_strides(sh, st)) for sh, st in shapes]
                 if cur.kernels is not None:
@@ -173,9 +176,12 @@ def flash_attention_forward(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.
     q, k, v = (ops.contiguous(ops.transpose(t, 1, 2)) if t.strides is None else ops.transpose(t, 1, 2) for t in (q, k, v))
     out = Tensor((b, s, heads, d), item)
     lse = Storage(4 * b * heads * s)
+    work = 2.0 * b * heads * s * s * d
+    flops(work, Note.ATTENTION)
     if cur.grad and (q.req or k.req or v.req):
 
         def back(saved: Any, g: Tensor) -> list[Tensor | None]:
+            flops(3 * work, Note.ATTENTION)
             accumulator, delta = flash_backward_buffers(b, heads, s, d)
             grads: list[Tensor | None] = [Tensor((b, s, n, d), item) for n in (heads, kv, kv)]
             temps = [Storage(delta), Storage(accumulator)]

@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from llmcheck.shadow import ops
-from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, keep, record
+from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, flops, keep, record
 from llmcheck.units import ceil_div
 
 # Families whose Liger patch (``liger_kernel/transformers/monkey_patch.py``: norms, rotary, gated MLP, fused loss) is modelled here.
@@ -107,6 +107,7 @@ def fused_linear_cross_entropy(hidden: Tensor, w: Param, labels: Tensor) -> Tens
     logits = Storage(chunk * vocab * hidden.item)
     if cur.kernels is not None:
         cur.kernels.matmul_workspace(False)
+    flops(2.0 * rows * vocab * h * (1 + need + need_w))
     del logits
     out = Tensor((), 4)
     del loss_1d

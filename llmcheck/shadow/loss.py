@@ -7,7 +7,7 @@ from typing import Any
 
 from llmcheck.shadow import liger, ops
 from llmcheck.shadow.module import Linear, ModulesToSaveWrapper
-from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, record
+from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, flops, record
 
 CHUNK_TOKENS = 1024  # tokens whose logits exist at a time in our chunked loss (the trainer's constant, too)
 
@@ -74,6 +74,7 @@ def chunked_cross_entropy(hidden: Tensor, w: Param, labels: Tensor, bias: Param 
     if cur.kernels is not None:
         cur.kernels.matmul_workspace(False)
     fp32 = Storage(chunk * vocab * 4) if hidden.item != 4 else logits
+    flops(2.0 * rows * vocab * h * (2 + need_w))
     del fp32, logits
     out = Tensor((), 4)
     if cur.grad and (hidden.req or w.req):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from llmcheck.shadow.tensor import Like, Node, Param, Shape, Storage, Tensor, attach, begin, cur, keep, record, sum_to
+from llmcheck.shadow.tensor import Like, Node, Param, Shape, Storage, Tensor, attach, begin, cur, flops, keep, record, sum_to
 
 # --- layout -----------------------------------------------------------------------------------------------------------------
 
@@ -826,6 +826,7 @@ def conv1d(x: Tensor, w: Param, b: Param) -> Tensor:
         def back(s: Any, g: Tensor) -> list[Tensor | None]:
             gx = matmul_kernel((rows, k), item) if need_x else None
             gw = matmul_kernel((k, n), item) if need_w else None
+            flops(2.0 * rows * k * n * (need_x + need_w))
             if type(s) is list:
                 s.clear()
             gb = column_sum(rows, n, item) if need_b else None
@@ -833,6 +834,7 @@ def conv1d(x: Tensor, w: Param, b: Param) -> Tensor:
 
         node = begin(back, (b, w, x), (keep(x) if need_w else None, keep(w) if need_x else None))
     out = matmul_kernel((rows, n), x.item, True)
+    flops(2.0 * rows * k * n)
     if node is not None:
         attach(out, node)
     return reshape(out, *lead, n)
@@ -863,10 +865,12 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
         def back(s: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
             gb = matmul_kernel((n, k, t_), item) if need_b else None
             ga = matmul_kernel((n, s_, k), item) if need_a else None
+            flops(2.0 * n * s_ * k * t_ * (need_a + need_b))
             return ga, gb
 
         node = begin(back, (a, b), (keep(a) if need_b else None, keep(b) if need_a else None))
     out = matmul_kernel((n, s_, t_), a.item)
+    flops(2.0 * n * s_ * k * t_)
     return out if node is None else attach(out, node)
 
 
@@ -880,6 +884,7 @@ def baddbmm(base: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
         def scaled(shape: Shape) -> Tensor:
             product = matmul_kernel(shape, item)
+            flops(2.0 * n * s_ * k * t_)
             out = Tensor(shape, item)
             del product
             return out
@@ -889,6 +894,7 @@ def baddbmm(base: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
         node = begin(back, (a, b), (keep(b) if need_a else None, keep(a) if need_b else None))
     out = matmul_kernel((n, s_, t_), a.item)
+    flops(2.0 * n * s_ * k * t_)
     return out if node is None else attach(out, node)
 
 
@@ -921,10 +927,12 @@ def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
             if gw is not None:
                 gw.strides = ws
             gx = matmul_kernel((rows, k), item) if need_x else None
+            flops(2.0 * rows * k * n * (need_x + need_w))
             return gx, gw
 
         node = begin(back, (x, w), (keep(x) if need_w else None, keep(w) if need_x else None, keep(offsets)))
     out = matmul_kernel((rows, n), x.item)
+    flops(2.0 * rows * k * n)
     return out if node is None else attach(out, node)
 
 

@@ -6,6 +6,9 @@ One call yields everything that `plan` shows of a rank. Results are cached by wh
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,10 +16,12 @@ from llmcheck.dsconfig import ZeroSettings
 from llmcheck.shadow.execute import execute
 from llmcheck.shadow.families.base import Config
 from llmcheck.shadow.kernels import kernels_for
+from llmcheck.shadow.late import Late, LateReplay, late, replay_late
+from llmcheck.shadow.pace import Pace
 from llmcheck.shadow.parameters import family_of, touched, trainable_numels
 from llmcheck.shadow.replay import Replay, breakdown, replay, timeline
 from llmcheck.shadow.tensor import Tape
-from llmcheck.types import ClusterSpec, GpuSpec, ModelSpec, RankEstimate, TrainingRecipe
+from llmcheck.types import ClusterSpec, GpuSpec, ModelSpec, PhaseStats, RankEstimate, TrainingRecipe
 from llmcheck.units import MIB
 
 # Device memory of loaded kernels and library handles beyond the bare CUDA context, read off nvidia-smi's figure minus torch's reserved
@@ -31,6 +36,17 @@ class Sequence(NamedTuple):
 
     tape: Tape
     steps: int
+
+
+class _Reserved(NamedTuple):
+    """What is reserved, given how far ahead of the GPU the CPU is: likely, at least and at most."""
+
+    phases: tuple[PhaseStats, ...]
+    low_bytes: int
+    likely_bytes: int
+    high_bytes: int
+    num_retries: int
+    runs_at_high: bool
 
 
 def loaded_bytes(recipe: TrainingRecipe, gpu: GpuSpec) -> int:
@@ -56,33 +72,85 @@ def simulate_rank(
     overhead = overhead_bytes(recipe, cluster.gpu)
     capacity = cluster.gpu.memory_bytes - overhead if cap_bytes is None else cap_bytes
     free = cluster.gpu.memory_bytes - overhead
-    sequence = _sequence(model, recipe, cluster, rank, free)
+    key = _key(model, recipe, cluster, rank, free)
+    sequence = _cached_sequence(key)
     kind = recipe.allocator
     actual = replay(sequence.tape, kind, capacity)
     oom = actual.out_of_memory
     shown = replay(sequence.tape, kind, None) if oom is not None else actual
     required = _required_bytes(model, recipe, cluster, rank, shown, overhead)
+    reserved = _reserved(key, shown, capacity if oom is None else None)
     last = sequence.steps - 1
     peak = shown.peak_allocated_bytes(True)
     return RankEstimate(
         rank=rank,
         peak_allocated_bytes=peak,
         init_peak_allocated_bytes=shown.peak_allocated_bytes(False),
-        peak_reserved_bytes=shown.peak_reserved_bytes,
-        process_bytes=shown.peak_reserved_bytes + overhead,
+        peak_reserved_bytes=reserved.likely_bytes,
+        peak_reserved_low_bytes=reserved.low_bytes,
+        peak_reserved_high_bytes=reserved.high_bytes,
+        process_bytes=reserved.likely_bytes + overhead,
         required_bytes=required,
         breakdown=breakdown(sequence.tape, shown.block_bytes, shown.peak_position),
         peak_phase=shown.peak_phase,
-        phases=tuple(shown.phases),
+        phases=reserved.phases,
         timeline=tuple(timeline(sequence.tape, shown.block_bytes, (f"fwd{last}", f"bwd{last}", f"step{last}"))),
-        num_alloc_retries=actual.num_retries,
+        num_alloc_retries=actual.num_retries if oom is not None else reserved.num_retries,
         out_of_memory=oom,
+        runs_at_high=oom is None and reserved.runs_at_high,
     )
 
 
-def _sequence(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rank: int, free_bytes: int) -> Sequence:
-    """The tape of one rank; `free_bytes` (before the model is built) only decides whether stages 1 and 2 flatten on the device."""
-    return _cached_sequence(_Key(model, recipe, cluster, rank, free_bytes >= _flatten_bytes(model, recipe)))
+def _reserved(key: _Key, immediate: Replay, cap_bytes: int | None) -> _Reserved:
+    """Reserved memory under a cap. `immediate`: the replay under that cap in which every block comes back when it is freed."""
+    phases, low = tuple(immediate.phases), immediate.peak_reserved_bytes
+    if not _cached_sequence(key).tape.shared:
+        return _Reserved(phases, low, low, low, immediate.num_retries, True)
+    runs = _late_runs(key, Pace.of(key.cluster.gpu, key.recipe.precision))
+    likely, latest = (replay_late(run, key.recipe.allocator, cap_bytes) for run in runs)
+    peak = likely.peak_reserved_bytes
+    return _Reserved(
+        phases=tuple(_with_reserved(phase, likely) for phase in phases),
+        low_bytes=min(low, peak),
+        likely_bytes=peak,
+        high_bytes=max(low, peak, latest.peak_reserved_bytes),
+        num_retries=likely.num_retries,
+        runs_at_high=likely.ran and latest.ran,
+    )
+
+
+def _with_reserved(phase: PhaseStats, likely: LateReplay) -> PhaseStats:
+    """`phase` as it ran where blocks come back late; one that was not reached there stays."""
+    reserved, peak = likely.reserved.get(phase.name, (phase.reserved_bytes, phase.peak_reserved_bytes))
+    return replace(phase, reserved_bytes=reserved, peak_reserved_bytes=peak)
+
+
+@lru_cache(maxsize=64)
+def _late_runs(key: _Key, pace: Pace) -> tuple[Late, Late]:
+    """The tape with blocks that come back when they do at `pace`, and as late as they can.
+
+    In its first step the CPU loads every kernel that it meets and asks cuBLAS and cuDNN for plans, so it is hardly ahead.
+    """
+    tape = _cached_sequence(key).tape
+    with _without_collector():
+        return late(tape, pace, start="bwd0"), late(tape, pace.without_host(), start="init")
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Reference counts alone free the tensors; the cyclic collector only costs time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _key(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rank: int, free_bytes: int) -> _Key:
+    """The key of one rank; `free_bytes` (before the model is built) only decides whether stages 1 and 2 flatten on the device."""
+    return _Key(model, recipe, cluster, rank, free_bytes >= _flatten_bytes(model, recipe))
 
 
 def _flatten_bytes(model: ModelSpec, recipe: TrainingRecipe) -> int:
@@ -141,9 +209,7 @@ def _cached_sequence(key: _Key) -> Sequence:
     family = family_of(key.model)
     settings = ZeroSettings.from_config(recipe.deepspeed, cluster.num_gpus, recipe.optimizer)
     steps = num_steps(recipe)
-    collecting = gc.isenabled()
-    gc.disable()  # reference counts alone free the tensors; the cyclic collector only costs time
-    try:
+    with _without_collector():
         tape = execute(
             family,
             Config(key.model.config),
@@ -155,9 +221,6 @@ def _cached_sequence(key: _Key) -> Sequence:
             flatten_on_device=key.on_device,
             steps=steps,
         )
-    finally:
-        if collecting:
-            gc.enable()
     return Sequence(tape, steps)
 
 

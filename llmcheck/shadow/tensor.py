@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from heapq import heappop, heappush
 from math import prod
 from typing import Any, NamedTuple
@@ -21,14 +22,31 @@ from typing import Any, NamedTuple
 Shape = tuple[int, ...]
 
 
+class Note(IntEnum):
+    """What a note on the tape says of CPU and GPU; the meaning of its amount in brackets."""
+
+    FORWARD = 0  # ZeRO-3's hooks of a module; from here on Python launches the kernels [0]
+    BACKWARD = 1  # the same; from here on autograd's engine launches them [0]
+    GATHER = 2  # parameters are gathered [their number]
+    SLICES = 3  # a loop over parameters and ranks [its turns]
+    PRODUCT = 4  # a matrix product [FLOPs]
+    ATTENTION = 5  # fused attention [FLOPs, as the forward's rate counts]
+    COPY = 6  # a gradient's hook: the reduction stream waits for the default stream, then copies [bytes]
+    BUCKET = 7  # a reduction begins: the CPU waits for the last but two [0]
+    SYNC = 8  # the CPU waits for all streams [0]
+
+
 class Tape:
     """The events of a run in order: ``i`` allocates request `i`, ``~i`` frees it.
 
     `sizes`, `categories`, `streams` are indexed by request. `marks` holds (position in `events`, kind, name), kind "phase" or
     "empty_cache".
+
+    ZeRO-3 uses blocks on a second stream: `shared` has that stream by request. The block comes back only when the stream has done what it
+    was given before the free. `notes` says what decides when that is: (position in `events`, one of `Note`, amount). See `shadow.late`.
     """
 
-    __slots__ = ("events", "sizes", "categories", "streams", "marks")
+    __slots__ = ("events", "sizes", "categories", "streams", "marks", "shared", "notes")
 
     def __init__(self) -> None:
         self.events: list[int] = []
@@ -36,6 +54,8 @@ class Tape:
         self.categories: list[str] = []
         self.streams: list[int] = []
         self.marks: list[tuple[int, str, str]] = []
+        self.shared: dict[int, int] = {}
+        self.notes: list[tuple[int, int, float]] = []
 
     def mark(self, kind: str, name: str = "") -> None:
         self.marks.append((len(self.events), kind, name))
@@ -79,6 +99,24 @@ class Context:
 
 
 cur = Context()
+
+
+def note(what: Note, amount: float = 0.0) -> None:
+    """Write a note on the tape."""
+    c = cur
+    c.tape.notes.append((len(c.events), what, amount))
+
+
+def flops(amount: float, what: Note = Note.PRODUCT) -> None:
+    """Note `amount` FLOPs, where the GPU's pace matters (ZeRO-3)."""
+    if cur.hooks is not None:
+        note(what, amount)
+
+
+def record_stream(st: Storage, stream: int) -> None:
+    """``Tensor.record_stream``: `st` is also used on `stream`."""
+    if st.ident >= 0 and cur.streams[st.ident] != stream:
+        cur.tape.shared[st.ident] = stream
 
 
 class Storage:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from llmcheck.steptime.kernels import GpuRates, constants
+from llmcheck.shadow.pace import constants
+from llmcheck.steptime.kernels import GpuRates
 from llmcheck.types import ClusterSpec
 
 Collective = Literal["all-reduce", "reduce-scatter", "all-gather"]

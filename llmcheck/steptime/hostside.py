@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmcheck.shadow.pace import constants
 from llmcheck.steptime.flops import Work
-from llmcheck.steptime.kernels import constants
 
 
 @dataclass(frozen=True, kw_only=True)

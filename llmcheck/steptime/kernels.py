@@ -5,24 +5,13 @@ All rates of a GPU are in :class:`GpuRates`, so that a measured profile of the l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, inf
-from pathlib import Path
-from typing import Any
 
-from llmcheck import toml
+from llmcheck.shadow.pace import architecture, constants, peak_flops_per_s
 from llmcheck.steptime.flops import FusedAttention, Matmul, Work
 from llmcheck.types import GpuSpec, Precision
-
-_DATA = Path(__file__).resolve().parent.parent / "data" / "steptime.toml"
-
-
-@lru_cache(maxsize=1)
-def constants() -> Mapping[str, Any]:
-    """The constants of the time model with their sources (``data/steptime.toml``)."""
-    return toml.load(_DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +32,8 @@ class GpuRates:
     def from_spec(gpu: GpuSpec, precision: Precision) -> GpuRates:
         """Data-sheet rates times the efficiencies of the GPU's architecture. A precision without matrix units runs at the fp32 rate."""
         table = constants()
-        eff = _architecture(gpu, table)
-        peak = {"bf16": gpu.bf16_flops_per_s, "fp16": gpu.fp16_flops_per_s, "fp32": gpu.fp32_flops_per_s}[precision]
-        if peak <= 0:
-            peak = gpu.fp32_flops_per_s or 1e12
+        eff = architecture(gpu)
+        peak = peak_flops_per_s(gpu, precision)
         link = gpu.link_bytes_per_s * table["collectives"]["link_efficiency"] if gpu.link_bytes_per_s > 0 else 0.0
         pcie = max(gpu.pcie_bytes_per_s, 1e9)
         return GpuRates(
@@ -60,18 +47,6 @@ class GpuRates:
             pcie_bytes_per_s=pcie * table["offload"]["pcie_efficiency"],
             peak_flops_per_s=peak,
         )
-
-
-def _architecture(gpu: GpuSpec, table: Mapping[str, Any]) -> Mapping[str, float]:
-    """The row of efficiencies for the GPU: by compute capability, or by vendor."""
-    rows: Mapping[str, Mapping[str, float]] = table["architecture"]
-    if gpu.vendor == "amd":
-        return rows["amd"]
-    major, minor = gpu.compute_capability
-    for key in (f"sm{major}{minor}", f"sm{major}"):
-        if key in rows:
-            return rows[key]
-    return rows["other"]
 
 
 # Output tiles of cuBLAS kernels (rows, columns, rate relative to the best). Large tiles reuse operands more.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from llmcheck.shadow.pace import constants
 from llmcheck.steptime import hostside
 from llmcheck.steptime.collectives import collective_s
 from llmcheck.steptime.flops import (
@@ -21,7 +22,7 @@ from llmcheck.steptime.flops import (
     trained_embeddings,
 )
 from llmcheck.steptime.hostside import HostRates
-from llmcheck.steptime.kernels import GpuRates, constants, gpu_s
+from llmcheck.steptime.kernels import GpuRates, gpu_s
 from llmcheck.steptime.shape import Shape, read_shape
 from llmcheck.types import ClusterSpec, ModelSpec, StepTime, TrainingRecipe
 from llmcheck.units import ceil_div

@@ -27,22 +27,23 @@ LONG = 24  # layers x accumulation steps from which on a row counts as long
 
 SAVED_MODULES = "peft's modules_to_save keeps a second copy of the embedding and the head: not simulated"
 ADAPTED_EXPERTS = "peft adapts the fused expert weights as parameters: not simulated"
-LAG = "ZeRO-3: the CPU runs ahead of the GPU, so gathered weights are still held when the next ones are asked for"
-SET_ORDER = "ZeRO-3: DeepSpeed waits for the weights of a leaf module in the order of a Python set of objects"
-OVERFLOW = "ZeRO-3: the overflow check of fp16 makes temporaries on the reduction stream: not simulated"
-NO_OVERLAP = "ZeRO-3 without overlap_comm: reduction buffers come from another stream's pool in the simulation"
+LAG = "ZeRO-3: the CPU was further ahead of the GPU than the clock has it; the interval holds the measurement"
 
 ALLOCATED_EXCEPTIONS = {"tr-l-lora-emb": SAVED_MODULES, "tr-qwen3moe-lora-experts": ADAPTED_EXPERTS}
 RESERVED_EXCEPTIONS = {
     "tr-l-lora-emb": SAVED_MODULES,
-    "tr-l-z3-w4-nooverlap": NO_OVERLAP,
     "tr-l-z3-offopt": LAG,
-    "tr-l-fp32-z3": LAG,
     "tr-olmoe-z3-w8": LAG,
-    "tr-qwen2moe-z3-w8": SET_ORDER,
-    "pk-llama-3.2-1b-full-z3-w2-b2-s1024-fp16": OVERFLOW,
-    "mistral-7b full z3 w8 b1 s8192": LAG,
-    "mistral-7b full z3 w8 b1 s8192 exp": LAG,
+}
+INTERVAL_TOLERANCE = 0.02  # what is off below the interval has other causes than the CPU's lead (frozen weights, offload)
+# Rows whose reserved memory was off by more than 3 % with every block back at once; always checked.
+AHEAD = {
+    "tr-l-z3-w4-nooverlap",
+    "tr-l-fp32-z3",
+    "tr-qwen2moe-z3-w8",
+    "pk-llama-3.2-1b-full-z3-w2-b2-s1024-fp16",
+    "mistral-7b full z3 w8 b1 s8192",
+    "mistral-7b full z3 w8 b1 s8192 exp",
 }
 
 ALL_ROWS = [row for name in SETS for row in rows(name)]
@@ -50,12 +51,13 @@ ALL_ROWS = [row for name in SETS for row in rows(name)]
 
 def _is_checked(row: Row) -> bool:
     label = row.label
-    if label in ALLOCATED_EXCEPTIONS or label in RESERVED_EXCEPTIONS:
+    if label in ALLOCATED_EXCEPTIONS or label in RESERVED_EXCEPTIONS or label in AHEAD:
         return True
     return row.num_layers * row.recipe.grad_accum_steps < LONG or zlib.crc32(label.encode()) % 3 == 0
 
 
 CHECKED = [(i, row) for i, row in enumerate(ALL_ROWS) if _is_checked(row)]
+STAGE3 = [(i, row) for i, row in CHECKED if row.verdict is None and row.recipe.zero_stage == 3]
 UNCAPPED = [(i, row) for i, row in CHECKED if row.verdict is None and row.model.family_known]
 STAND_INS = [(i, row) for i, row in CHECKED if row.verdict is None and not row.model.family_known]
 CAPPED = [(i, row) for i, row in CHECKED if row.verdict is not None]
@@ -86,6 +88,14 @@ def test_peak_reserved_is_the_measured_one(index: int) -> None:
     assert ALL_ROWS[index].raw["peak_reserved"] == pytest.approx(_estimate(index).peak_reserved_bytes, rel=RESERVED_TOLERANCE)
 
 
+@pytest.mark.parametrize("index", _params(STAGE3, {}))
+def test_the_interval_of_reserved_memory_holds_the_measured_peak(index: int) -> None:
+    measured, estimate = ALL_ROWS[index].raw["peak_reserved"], _estimate(index)
+
+    assert estimate.peak_reserved_low_bytes <= estimate.peak_reserved_bytes <= estimate.peak_reserved_high_bytes
+    assert estimate.peak_reserved_low_bytes * (1 - INTERVAL_TOLERANCE) <= measured <= estimate.peak_reserved_high_bytes
+
+
 @pytest.mark.parametrize("index", _params(STAND_INS, {}))
 def test_the_stand_in_of_a_family_that_is_not_modelled_is_not_below_the_measurement(index: int) -> None:
     assert _estimate(index).peak_allocated_bytes >= ALL_ROWS[index].raw["peak_alloc_train"]
@@ -99,7 +109,7 @@ def test_the_verdict_under_a_cap_is_the_measured_one(index: int) -> None:
 def test_every_exception_is_the_label_of_a_row() -> None:
     labels = {row.label for row in ALL_ROWS}
 
-    assert set() == (set(ALLOCATED_EXCEPTIONS) | set(RESERVED_EXCEPTIONS)) - labels
+    assert set() == (set(ALLOCATED_EXCEPTIONS) | set(RESERVED_EXCEPTIONS) | AHEAD) - labels
 
 
 # --- recorded traces -------------------------------------------------------------------------------------------------------

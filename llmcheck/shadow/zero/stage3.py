@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmcheck.shadow import ops
 from llmcheck.shadow.module import Build, Module, ModulesToSaveWrapper
 from llmcheck.shadow.optim import OptimizerState
-from llmcheck.shadow.tensor import EMPTY, Param, Storage, Tensor, attach, begin, cur, keep
+from llmcheck.shadow.tensor import EMPTY, Note, Param, Storage, Tensor, attach, begin, cur, flops, keep, note, record_stream
 from llmcheck.units import ceil_div
 
 if TYPE_CHECKING:
@@ -85,16 +85,18 @@ class Stage3Build(Build):
 class _Handle:
     """A coalesced gather in flight: one flat buffer, copied apart at the first wait."""
 
-    __slots__ = ("flat", "params", "complete")
+    __slots__ = ("flat", "params", "world", "complete")
 
-    def __init__(self, flat: Storage, params: list[Param]) -> None:
+    def __init__(self, flat: Storage, params: list[Param], world: int) -> None:
         self.flat = flat
         self.params = params
+        self.world = world
         self.complete = False
 
     def wait(self) -> None:
         if self.complete:
             return
+        note(Note.SLICES, len(self.params) * self.world)
         for p in self.params:
             p.st = Storage(p.ds.numel * p.item)
             p.ds.status = AVAILABLE
@@ -171,6 +173,7 @@ class Coordinator:
             self.active_backward.setdefault(id(module), module)
         params = self.own_params(module)
         missing = [p for p in params if p.ds.status == NOT_AVAILABLE]
+        note(Note.FORWARD if forward else Note.BACKWARD)
         if missing:
             self._gather(missing)
         recompute = forward and cur.kernels is not None and cur.kernels.in_backward
@@ -217,6 +220,7 @@ class Coordinator:
     def _gather(self, params: list[Param]) -> None:
         """``all_gather_coalesced`` on the gather stream."""
         self.available += sum(p.ds.numel for p in params)
+        note(Note.GATHER, len(params))
         stream, cur.stream = cur.stream, self.stream
         category, cur.category = cur.category, "gathered_weights"
         handle: _Handle | _Single
@@ -241,7 +245,7 @@ class Coordinator:
             if offload:
                 moved_all = [Storage(p.ds.partition_numel * p.item) for p in params]
                 del moved_all
-            handle = _Handle(flat, params)
+            handle = _Handle(flat, params, self.world)
             del flat
         cur.stream, cur.category = stream, category
         for p in params:
@@ -290,6 +294,7 @@ class Coordinator:
     def release_param(self, p: Param) -> None:
         ds = p.ds
         if ds.status == AVAILABLE and not ds.active:
+            record_stream(p.st, 0)
             p.st = EMPTY
             ds.status = NOT_AVAILABLE
             self.available -= ds.numel
@@ -418,6 +423,8 @@ class Hooks:
             else None
         )
         out = ops.matmul_kernel(lead + (n,), x.item, len(lead) == 1 and b is not None)
+        product = 2.0 * rows * n * k
+        flops(product)
         del copy
         need_x, need_w, need_b = x.req, w.req, b is not None and b.req
         if not cur.grad or not (need_x or need_w or need_b):
@@ -434,11 +441,13 @@ class Hooks:
             if need_x:
                 tmp = None if dense_g else Tensor(g.shape, item)
                 gx = ops.matmul_kernel(xs, item)
+                flops(product)
                 del tmp
             if need_w:
                 tmp = None if dense_g else Tensor(g.shape, item)
                 tmp2 = None if dense_x else Tensor(xs, item)
                 gw = ops.matmul_kernel((n, k), item)
+                flops(product)
                 del tmp, tmp2
             if need_b:
                 gb = ops.column_sum(rows, n, item)
@@ -473,6 +482,7 @@ class Stage3:
         self.masters: list[Storage] = []
         self.grad_partitions: Storage | None = None
         self.boundary = True
+        self.reduce_stream = REDUCE_STREAM if settings.overlap_comm else 0  # reduce_and_partition_stream
         self.offload = settings.offload_optimizer.enabled
         self.offload_param = settings.offload_param.enabled
         self.grad_item = 4 if settings.grad_accum_dtype == "fp32" else item
@@ -553,6 +563,8 @@ class Stage3:
         assert p.grad is not None
         if self.settings.contiguous_gradients and self.elements + p.numel <= self.settings.reduce_bucket_size:
             assert self.buffer is not None
+            note(Note.COPY, p.grad.nbytes)
+            record_stream(p.grad.st, self.reduce_stream)
             p.grad.st = self.buffer
         self.bucket.append(p)
         self.elements += p.numel
@@ -569,9 +581,11 @@ class Stage3:
         if not self.bucket:
             return
         c = cur
+        note(Note.BUCKET)
         category, stream = c.category, c.stream
-        c.category, c.stream = "zero_buffers", REDUCE_STREAM
+        c.category, c.stream = "zero_buffers", self.reduce_stream
         params = sorted(self.bucket, key=lambda q: q.ds.ident)
+        note(Note.SLICES, len(params) * self.world)
         flat: Storage | None = None
         if self.settings.reduce_scatter and not (len(params) == 1 and params[0].numel % self.world == 0):
             flat = Storage(sum(p.ds.partition_numel * self.world for p in params) * self.item)
@@ -591,6 +605,8 @@ class Stage3:
                 if self.item != 4:
                     fp32 = Storage(4 * n)
                     del fp32
+            assert p.grad is not None
+            record_stream(p.grad.st, c.stream)
             p.grad = None
         del flat, copy, accumulated
         c.category, c.stream = category, stream
@@ -599,6 +615,7 @@ class Stage3:
 
     def epilogue(self) -> None:
         self._reduce()
+        note(Note.SYNC)
         self.coordinator.release_backward_leftovers()
 
     # --- step ----------------------------------------------------------------------------------------------------------------------
@@ -608,7 +625,7 @@ class Stage3:
         self.coordinator.release_all()
         if not self.offload and self.settings.precision == "fp16":
             # has_overflow: isinf makes |x| and its mask, isnan a mask, over all gradients at once, on the reduction stream
-            stream, c.stream = c.stream, REDUCE_STREAM
+            stream, c.stream = c.stream, self.reduce_stream
             c.category = "zero_buffers"
             n = sum(p.ds.partition_numel for p in self.params)
             absolute = Storage(self.grad_item * n)
@@ -622,6 +639,7 @@ class Stage3:
             for p in self.params:
                 norm = Storage(8 * p.ds.partition_numel)
                 del norm
+            note(Note.SYNC)
             for key, group in enumerate(self.sub_groups):
                 n = sum(p.ds.partition_numel for p in group)
                 c.category = "gradients"

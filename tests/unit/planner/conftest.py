@@ -33,6 +33,8 @@ class FakeSimulation:
             peak_allocated_bytes=need - GIB,
             init_peak_allocated_bytes=need - 2 * GIB,
             peak_reserved_bytes=need - GIB // 2,
+            peak_reserved_low_bytes=need - GIB // 2,
+            peak_reserved_high_bytes=need - GIB // 2,
             process_bytes=need,
             required_bytes=need,
             breakdown={"all": need - GIB},

@@ -70,6 +70,8 @@ def test_thinning_keeps_the_peak(sizes: list[int], max_points: int) -> None:
         peak_allocated_bytes=0,
         init_peak_allocated_bytes=0,
         peak_reserved_bytes=0,
+        peak_reserved_low_bytes=0,
+        peak_reserved_high_bytes=0,
         process_bytes=0,
         required_bytes=0,
         breakdown={},

@@ -124,7 +124,7 @@ def test_the_numbers_shown_of_a_run_that_fails_are_those_without_a_cap() -> None
     free = run.simulate_rank(SMOL, recipe, cluster)
     capped = run.simulate_rank(SMOL, recipe, cluster, cap_bytes=200 * MIB)
 
-    assert free == replace(capped, out_of_memory=None, num_alloc_retries=0)
+    assert free == replace(capped, out_of_memory=None, num_alloc_retries=0, runs_at_high=True)
 
 
 def test_construction_that_does_not_fit_fails_in_its_phase() -> None:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcheck.catalog.gpus import all_gpus, find_gpu
+from llmcheck.shadow.pace import constants
 from llmcheck.steptime.flops import FusedAttention, Matmul, Work
-from llmcheck.steptime.kernels import GpuRates, attention_s, constants, gpu_s, matmul_s
+from llmcheck.steptime.kernels import GpuRates, attention_s, gpu_s, matmul_s
 
 RATES = GpuRates.from_spec(find_gpu("H100"), "bf16")
 SIZES = st.integers(1, 20_000)
