@@ -18,6 +18,8 @@ from heapq import heappop, heappush
 from math import prod
 from typing import Any, NamedTuple
 
+from llmcheck.shadow.allocator import rounded
+
 Shape = tuple[int, ...]
 
 
@@ -28,7 +30,7 @@ class Tape:
     "empty_cache".
     """
 
-    __slots__ = ("events", "sizes", "categories", "streams", "marks")
+    __slots__ = ("events", "sizes", "categories", "streams", "marks", "_block_sizes")
 
     def __init__(self) -> None:
         self.events: list[int] = []
@@ -36,6 +38,14 @@ class Tape:
         self.categories: list[str] = []
         self.streams: list[int] = []
         self.marks: list[tuple[int, str, str]] = []
+        self._block_sizes: list[int] = []
+
+    @property
+    def block_sizes(self) -> list[int]:
+        """The requests as the allocator rounds them. Every replay asks, so they are kept."""
+        if len(self._block_sizes) < len(self.sizes):
+            self._block_sizes = [rounded(nbytes) for nbytes in self.sizes]
+        return self._block_sizes
 
     def mark(self, kind: str, name: str = "") -> None:
         self.marks.append((len(self.events), kind, name))
