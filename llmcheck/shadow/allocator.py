@@ -14,7 +14,7 @@ Rules read in ``c10/cuda/CUDACachingAllocator.cpp`` (torch 2.11) and checked by 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from typing import Protocol
+from typing import NamedTuple
 
 MIN_BLOCK = 512
 SMALL_SIZE = 1 << 20
@@ -23,43 +23,64 @@ LARGE_BUFFER = 20 << 20
 MIN_LARGE_ALLOC = 10 << 20
 ROUND_LARGE = 2 << 20
 
+# A block is one number, its size above its address: the order of the numbers is the allocator's order of free blocks.
+SIZE_SHIFT = 52
+ADDRESS = (1 << SIZE_SHIFT) - 1
+NO_CAP = 1 << 60
+
 
 class OutOfMemoryError(Exception):
     """The cap does not hold the request, even after all free segments were returned."""
 
-    def __init__(self, requested: int, allocated: int, reserved: int) -> None:
+    def __init__(self, requested: int, reserved: int) -> None:
         super().__init__(requested)
-        self.requested, self.allocated, self.reserved = requested, allocated, reserved
+        self.requested, self.reserved = requested, reserved
 
 
-class Block:
-    """A piece of a segment: free or allocated; neighbours in address order are linked."""
+class Block(NamedTuple):
+    """A block in use, as `malloc` hands it out."""
 
-    __slots__ = ("size", "addr", "prev", "next", "free", "pool", "mapped")
-
-    def __init__(self, size: int, addr: int, pool: Pool) -> None:
-        self.size = size
-        self.addr = addr
-        self.prev: Block | None = None
-        self.next: Block | None = None
-        self.free = True
-        self.pool = pool
-        self.mapped = True
-
-    def __lt__(self, other: Block) -> bool:  # never decides: (size, addr) keys are unique
-        return self.addr < other.addr
+    addr: int
+    size: int
+    pool: Pool
 
 
 class Pool:
-    """Free blocks of one (stream, size class), sorted by (size, address)."""
+    """Free blocks of one (stream, size class): sorted, by their start and by their end."""
 
-    __slots__ = ("small", "blocks", "unmapped", "top")
+    __slots__ = ("small", "min_rest", "free", "starts", "ends", "segments", "holes")
 
-    def __init__(self, small: bool) -> None:
+    def __init__(self, small: bool, min_rest: int) -> None:
         self.small = small
-        self.blocks: list[tuple[int, int, Block]] = []
-        self.unmapped: list[tuple[int, Block]] = []  # expandable only, by address
-        self.top = 0
+        self.min_rest = min_rest  # bytes that a block must exceed its request by, to be split
+        self.free: list[int] = []
+        self.starts: dict[int, int] = {}
+        self.ends: dict[int, int] = {}
+        self.segments: dict[int, int] = {}  # native only: size by address
+        self.holes: dict[int, int] = {}  # expandable only, ranges without pages: size by address
+
+    def copy(self) -> Pool:
+        """Another pool in the same state."""
+        out = Pool(self.small, self.min_rest)
+        out.free, out.starts, out.ends = self.free[:], self.starts.copy(), self.ends.copy()
+        out.segments, out.holes = self.segments.copy(), self.holes.copy()
+        return out
+
+    def add(self, block: int) -> None:
+        """Enter a free block that has no free neighbour."""
+        insort(self.free, block)
+        addr = block & ADDRESS
+        self.starts[addr] = self.ends[addr + (block >> SIZE_SHIFT)] = block
+
+    def remove(self, block: int) -> None:
+        """Take a free block out."""
+        free, addr = self.free, block & ADDRESS
+        del free[bisect_left(free, block)], self.starts[addr], self.ends[addr + (block >> SIZE_SHIFT)]
+
+
+def rounded(nbytes: int) -> int:
+    """Size of the block that a request of `nbytes` needs."""
+    return (nbytes + 511) & -512 if nbytes > 512 else 512
 
 
 def segment_size(size: int) -> int:
@@ -71,296 +92,264 @@ def segment_size(size: int) -> int:
     return (size + ROUND_LARGE - 1) & -ROUND_LARGE
 
 
-class Allocator(Protocol):
-    """What a replay needs of an allocator."""
+class Allocator:
+    """What both allocators share: pools, the cap, the count of what is reserved, and how a block goes back.
 
-    allocated: int
-    reserved: int
-    peak_allocated: int
-    peak_reserved: int
-    num_retries: int
+    `cap`: bytes of reserved memory. All that a cap decides is whether `reserved` and a request together exceed it. So
+    every other cap in [`admitted`, `refused`), the largest sum that did not and the smallest that did, leads to the same run.
+    """
 
-    def malloc(self, nbytes: int, stream: int) -> Block: ...
-    def free(self, block: Block) -> None: ...
-    def empty_cache(self) -> None: ...
-
-
-class NativeAllocator:
-    """The default allocator under a cap of `cap` bytes of reserved memory (None: no cap)."""
-
-    def __init__(self, cap: int | None = None) -> None:
+    def __init__(self, cap: int = NO_CAP) -> None:
         self.cap = cap
-        self.pools: dict[int, tuple[Pool, Pool]] = {}
-        self.next_addr = 0
-        self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.num_retries = 0
+        self.pools: dict[tuple[int, bool], Pool] = {}
+        self.reserved = self.peak_reserved = self.num_retries = 0
+        self.admitted, self.refused = 0, NO_CAP + 1
+        self.allocated = self.peak_allocated = 0  # of `malloc` and `free`
 
-    def _pool(self, stream: int, small: bool) -> Pool:
-        pair = self.pools.get(stream)
-        if pair is None:
-            pair = self.pools[stream] = (Pool(False), Pool(True))
-        return pair[small]
+    # --- one request at a time, in bytes
 
     def malloc(self, nbytes: int, stream: int = 0) -> Block:
-        size = (nbytes + 511) & -512 if nbytes > 512 else 512
-        small = size <= SMALL_SIZE
-        pair = self.pools.get(stream)
-        pool = pair[small] if pair is not None else self._pool(stream, small)
-        blocks = pool.blocks
-        i = bisect_left(blocks, (size,))
-        if i < len(blocks):
-            block = blocks.pop(i)[2]
-        else:
-            block = self._new_segment(size, pool)
-        rest = block.size - size
-        if rest > SMALL_SIZE or (small and rest >= MIN_BLOCK):
-            tail = Block(rest, block.addr + size, pool)
-            tail.prev = block
-            nxt = tail.next = block.next
-            if nxt is not None:
-                nxt.prev = tail
-            block.next = tail
-            block.size = size
-            insort(blocks, (rest, tail.addr, tail))
-        block.free = False
-        self.allocated = allocated = self.allocated + block.size
-        if allocated > self.peak_allocated:
-            self.peak_allocated = allocated
-        return block
-
-    def _new_segment(self, size: int, pool: Pool) -> Block:
-        seg = segment_size(size)
-        if self.cap is not None and self.reserved + seg > self.cap:
-            self.num_retries += 1
-            self.empty_cache()
-            if self.reserved + seg > self.cap:
-                raise OutOfMemoryError(size, self.allocated, self.reserved)
-        self.next_addr -= seg
-        self.reserved += seg
-        if self.reserved > self.peak_reserved:
-            self.peak_reserved = self.reserved
-        return Block(seg, self.next_addr, pool)
+        """A block for `nbytes` on `stream`."""
+        size = rounded(nbytes)
+        pool = self.pool(stream, size <= SMALL_SIZE)
+        block = self.take(size, pool)
+        out = Block(block & ADDRESS, block >> SIZE_SHIFT, pool)
+        self.allocated += out.size
+        self.peak_allocated = max(self.peak_allocated, self.allocated)
+        return out
 
     def free(self, block: Block) -> None:
+        """Give back what `malloc` handed out."""
         self.allocated -= block.size
-        blocks = block.pool.blocks
-        prev, nxt = block.prev, block.next
-        if prev is not None and prev.free:
-            del blocks[bisect_left(blocks, (prev.size, prev.addr))]
-            prev.size += block.size
-            prev.next = nxt
-            if nxt is not None:
-                nxt.prev = prev
-            block = prev
-        else:
-            block.free = True
-        if nxt is not None and nxt.free:
-            del blocks[bisect_left(blocks, (nxt.size, nxt.addr))]
-            block.size += nxt.size
-            after = block.next = nxt.next
-            if after is not None:
-                after.prev = block
-        insort(blocks, (block.size, block.addr, block))
+        self.give(block.size << SIZE_SHIFT | block.addr, block.pool)
+
+    # --- many requests: the caller rounds them and knows their pools
+
+    def pool(self, stream: int, small: bool) -> Pool:
+        """The pool of the requests on `stream` up to SMALL_SIZE, or of those above."""
+        pool = self.pools.get((stream, small))
+        if pool is None:
+            pool = self.pools[stream, small] = self._new_pool(small)
+        return pool
+
+    def take(self, size: int, pool: Pool) -> int:
+        """A block for a rounded request."""
+        raise NotImplementedError
+
+    def give(self, block: int, pool: Pool) -> int:
+        """Free a block; it, merged with its free neighbours."""
+        free, starts, ends = pool.free, pool.starts, pool.ends
+        addr = block & ADDRESS
+        end = addr + (block >> SIZE_SHIFT)
+        before = ends.pop(addr, None)
+        if before is not None:
+            del free[bisect_left(free, before)]
+            addr = before & ADDRESS  # its entry in `starts` is replaced below
+        after = starts.pop(end, None)
+        if after is not None:
+            del free[bisect_left(free, after)]
+            end += after >> SIZE_SHIFT
+        block = end - addr << SIZE_SHIFT | addr
+        insort(free, block)
+        starts[addr] = ends[end] = block
+        return block
 
     def empty_cache(self) -> None:
-        for pair in self.pools.values():
-            for pool in pair:
-                kept = []
-                for entry in pool.blocks:
-                    block = entry[2]
-                    if block.prev is None and block.next is None:
-                        self.reserved -= block.size
-                    else:
-                        kept.append(entry)
-                pool.blocks[:] = kept  # in place: `malloc` holds this list while it asks for a segment
+        """Return to the driver what is wholly free."""
+        raise NotImplementedError
 
+    def copy(self, cap: int) -> Allocator:
+        """Another allocator in the same state, under another cap."""
+        out = type(self)(cap)
+        out.__dict__.update(self.__dict__, cap=cap)
+        out.pools = {key: pool.copy() for key, pool in self.pools.items()}
+        return out
 
-class ExpandableAllocator:
-    """``expandable_segments:True``: one growing virtual range a pool."""
+    def _new_pool(self, small: bool) -> Pool:
+        raise NotImplementedError
 
-    def __init__(self, cap: int | None = None) -> None:
-        self.cap = cap
-        self.pools: dict[int, tuple[Pool, Pool]] = {}
-        self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.num_retries = 0
+    def _admits(self, request: int) -> bool:
+        """Whether `request` bytes more may be reserved."""
+        total = self.reserved + request
+        if total <= self.cap:
+            self.admitted = max(self.admitted, total)
+            return True
+        self.refused = min(self.refused, total)
+        return False
 
-    def _pool(self, stream: int, small: bool) -> Pool:
-        pair = self.pools.get(stream)
-        if pair is None:
-            pair = self.pools[stream] = (Pool(False), Pool(True))
-            for pool in pair:
-                whole = Block(1 << 60, 0, pool)
-                whole.mapped = False
-                pool.unmapped.append((0, whole))
-        return pair[small]
+    def _reserve(self, size: int) -> None:
+        self.reserved += size
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
 
-    def malloc(self, nbytes: int, stream: int = 0) -> Block:
-        size = (nbytes + 511) & -512 if nbytes > 512 else 512
-        small = size <= SMALL_SIZE
-        pair = self.pools.get(stream)
-        pool = pair[small] if pair is not None else self._pool(stream, small)
-        block = self._best_fit(pool, size) or self._expand(pool, size)
-        rest = block.size - size
-        if rest >= MIN_BLOCK:
-            tail = Block(rest, block.addr + size, pool)
-            self._splice(block, tail)
-            block.size = size
-            insort(pool.blocks, (rest, tail.addr, tail))
-        block.free = False
-        self.allocated = allocated = self.allocated + block.size
-        if allocated > self.peak_allocated:
-            self.peak_allocated = allocated
-        return block
-
-    @staticmethod
-    def _splice(block: Block, tail: Block) -> None:
-        tail.prev = block
-        nxt = tail.next = block.next
-        if nxt is not None:
-            nxt.prev = tail
-        block.next = tail
-
-    @staticmethod
-    def _best_fit(pool: Pool, size: int) -> Block | None:
-        """Best fit, where a block that borders unmapped space counts with the size that it can grow to."""
-        blocks = pool.blocks
-        i = bisect_left(blocks, (size,))
-        if i == len(blocks):
-            return None
-
-        after = blocks[i][2].next
-        if after is None or after.mapped:  # cannot grow, and what follows is no smaller
-            return blocks.pop(i)[2]
-
-        def grown(b: Block) -> int:
-            return b.size + (b.next.size if b.next is not None and not b.next.mapped else 0)
-
-        while i + 1 < len(blocks) and grown(blocks[i + 1][2]) < grown(blocks[i][2]):
-            i += 1
-        return blocks.pop(i)[2]
-
-    def _expand(self, pool: Pool, size: int) -> Block:
-        request = segment_size(size)
-        if self.cap is not None and self.reserved + request > self.cap:
-            self._flush_or_fail(request, size)
-        block = self._try_expand(pool, size)
-        if block is None:  # the driver has no page left
-            self._flush_or_fail(0, size)
-            block = self._best_fit(pool, size) or self._try_expand(pool, size)
-            if block is None:
-                raise OutOfMemoryError(size, self.allocated, self.reserved)
-        return block
-
-    def _flush_or_fail(self, request: int, size: int) -> None:
+    def _flush(self) -> None:
         self.num_retries += 1
         self.empty_cache()
-        if self.cap is not None and self.reserved + request > self.cap:
-            raise OutOfMemoryError(size, self.allocated, self.reserved)
 
-    def _try_expand(self, pool: Pool, size: int) -> Block | None:
-        candidate: Block | None = None
-        for _, space in pool.unmapped:
-            start = space.prev if space.prev is not None and space.prev.free and space.prev.mapped else space
-            room, b = 0, start
-            while b is not None and b.free and room < size:
-                room += b.size
-                b = b.next  # type: ignore[assignment]
-            if room >= size:
-                candidate = start
-                break
-        assert candidate is not None, "the last range is unbounded"
-        if not candidate.mapped:
-            mapped = self._map(candidate, min(candidate.size, size))
-            if mapped is None:
-                return None
-            candidate = mapped
-        while candidate.size < size:
-            nxt = candidate.next
-            assert nxt is not None
-            mapped = self._map(nxt, min(size - candidate.size, nxt.size))
-            if mapped is None:
-                return None
-            candidate = mapped
-        blocks = pool.blocks
-        del blocks[bisect_left(blocks, (candidate.size, candidate.addr))]
-        return candidate
 
-    def _map(self, space: Block, size: int) -> Block | None:
-        """Map pages at the start of `space` for `size` bytes; the mapped block merged with its free neighbours."""
-        pool = space.pool
-        page = SMALL_BUFFER if pool.small else LARGE_BUFFER
-        mapped = min((size + page - 1) // page * page, space.size)
-        if self.cap is not None and self.reserved + mapped > self.cap:
-            return None
-        del pool.unmapped[bisect_left(pool.unmapped, (space.addr,))]
-        space.mapped = True
-        if mapped < space.size:
-            rest = Block(space.size - mapped, space.addr + mapped, pool)
-            rest.mapped = False
-            self._splice(space, rest)
-            insort(pool.unmapped, (rest.addr, rest))
-            space.size = mapped
-        self.reserved += mapped
-        if self.reserved > self.peak_reserved:
-            self.peak_reserved = self.reserved
-        return self._merge_in(space)
+class NativeAllocator(Allocator):
+    """The default allocator: segments of the driver."""
 
-    def _merge_in(self, block: Block) -> Block:
-        """Merge a block of no list with free neighbours in the same mapping state, and enter it in its list."""
-        pool = block.pool
-        prev, nxt = block.prev, block.next
-        if prev is not None and prev.free and prev.mapped == block.mapped:
-            self._remove(prev)
-            prev.size += block.size
-            prev.next = nxt
-            if nxt is not None:
-                nxt.prev = prev
-            block = prev
-        if nxt is not None and nxt.free and nxt.mapped == block.mapped:
-            self._remove(nxt)
-            block.size += nxt.size
-            after = block.next = nxt.next
-            if after is not None:
-                after.prev = block
-        if block.mapped:
-            insort(pool.blocks, (block.size, block.addr, block))
+    def __init__(self, cap: int = NO_CAP) -> None:
+        super().__init__(cap)
+        self.next_addr = ADDRESS + 1
+
+    def _new_pool(self, small: bool) -> Pool:
+        return Pool(small, MIN_BLOCK if small else SMALL_SIZE + MIN_BLOCK)
+
+    def take(self, size: int, pool: Pool) -> int:
+        free = pool.free
+        i = bisect_left(free, size << SIZE_SHIFT)
+        if i < len(free):
+            block = free.pop(i)
+            addr, whole = block & ADDRESS, block >> SIZE_SHIFT
+            starts = pool.starts
+            del starts[addr]
+            if whole - size < pool.min_rest:
+                del pool.ends[addr + whole]
+                return block
         else:
-            insort(pool.unmapped, (block.addr, block))
+            block = self._new_segment(size, pool)
+            addr, whole = block & ADDRESS, block >> SIZE_SHIFT
+            if whole - size < pool.min_rest:
+                return block
+            starts = pool.starts
+        tail = whole - size << SIZE_SHIFT | addr + size
+        insort(free, tail)
+        starts[addr + size] = pool.ends[addr + whole] = tail
+        return size << SIZE_SHIFT | addr
+
+    def _new_segment(self, size: int, pool: Pool) -> int:
+        segment = segment_size(size)
+        if not self._admits(segment):
+            self._flush()
+            if not self._admits(segment):
+                raise OutOfMemoryError(size, self.reserved)
+        self.next_addr -= segment + MIN_BLOCK  # apart, so that blocks of two segments are no neighbours
+        self._reserve(segment)
+        pool.segments[self.next_addr] = segment
+        return segment << SIZE_SHIFT | self.next_addr
+
+    def empty_cache(self) -> None:
+        for pool in self.pools.values():
+            for block in list(pool.free):
+                addr = block & ADDRESS
+                if pool.segments.get(addr) == block >> SIZE_SHIFT:
+                    pool.remove(block)
+                    self.reserved -= pool.segments.pop(addr)
+
+
+class ExpandableAllocator(Allocator):
+    """``expandable_segments:True``: one growing virtual range a pool, whose holes have no pages."""
+
+    def _new_pool(self, small: bool) -> Pool:
+        pool = Pool(small, MIN_BLOCK)
+        pool.holes[0] = ADDRESS + 1
+        return pool
+
+    def take(self, size: int, pool: Pool) -> int:
+        free = pool.free
+        i = bisect_left(free, size << SIZE_SHIFT)
+        if i == len(free):
+            i = bisect_left(free, self._expand(pool, size))
+        block = free[i]
+        addr, whole = block & ADDRESS, block >> SIZE_SHIFT
+        if addr + whole in pool.holes:  # it can grow, so something that follows may count as smaller
+            i = self._best_of(pool, i)
+            block = free[i]
+            addr, whole = block & ADDRESS, block >> SIZE_SHIFT
+        del free[i], pool.starts[addr]
+        if whole == size:
+            del pool.ends[addr + whole]
+            return block
+        tail = whole - size << SIZE_SHIFT | addr + size
+        insort(free, tail)
+        pool.starts[addr + size] = pool.ends[addr + whole] = tail
+        return size << SIZE_SHIFT | addr
+
+    @staticmethod
+    def _best_of(pool: Pool, i: int) -> int:
+        """Best fit from place `i` on, where a block in front of a hole counts with the size that it can grow to."""
+        free, holes = pool.free, pool.holes
+
+        def grown(block: int) -> int:
+            size = block >> SIZE_SHIFT
+            return size + holes.get((block & ADDRESS) + size, 0)
+
+        while i + 1 < len(free) and grown(free[i + 1]) < grown(free[i]):
+            i += 1
+        return i
+
+    def _expand(self, pool: Pool, size: int) -> int:
+        """A free block of at least `size` bytes, where there was none."""
+        request = segment_size(size)
+        if not self._admits(request):
+            self._flush()
+            if not self._admits(request):
+                raise OutOfMemoryError(size, self.reserved)
+        block = self._map_for(pool, size)
+        if block is None:  # the driver has no page left
+            self._flush()
+            i = bisect_left(pool.free, size << SIZE_SHIFT)
+            block = pool.free[self._best_of(pool, i)] if i < len(pool.free) else self._map_for(pool, size)
+            if block is None:
+                raise OutOfMemoryError(size, self.reserved)
+        return block
+
+    def _map_for(self, pool: Pool, size: int) -> int | None:
+        """Map pages in the first run of free blocks and holes that has `size` bytes; None where the cap is met on the way."""
+        starts, holes = pool.starts, pool.holes
+        start = self._first_run(pool, size)
+        block = starts.get(start)
+        while block is None or block >> SIZE_SHIFT < size:
+            have = 0 if block is None else block >> SIZE_SHIFT
+            addr = start + have
+            block = self._map(pool, addr, min(size - have, holes[addr]))
+            if block is None:
+                return None
         return block
 
     @staticmethod
-    def _remove(block: Block) -> None:
-        pool = block.pool
-        if block.mapped:
-            del pool.blocks[bisect_left(pool.blocks, (block.size, block.addr))]
-        else:
-            del pool.unmapped[bisect_left(pool.unmapped, (block.addr,))]
+    def _first_run(pool: Pool, size: int) -> int:
+        """Address of the first free block and hole, or hole, with which `size` bytes begin that are free or holes."""
+        starts, ends, holes = pool.starts, pool.ends, pool.holes
+        for hole in sorted(holes):
+            start = addr = ends[hole] & ADDRESS if hole in ends else hole
+            while addr - start < size and (addr in starts or addr in holes):
+                addr += starts[addr] >> SIZE_SHIFT if addr in starts else holes[addr]
+            if addr - start >= size:
+                return start
+        raise AssertionError("the last range is unbounded")
 
-    def free(self, block: Block) -> None:
-        self.allocated -= block.size
-        block.free = True
-        self._merge_in(block)
+    def _map(self, pool: Pool, addr: int, size: int) -> int | None:
+        """Map pages at the start of the hole at `addr` for `size` bytes; the block, merged with its free neighbours."""
+        page = SMALL_BUFFER if pool.small else LARGE_BUFFER
+        mapped = min((size + page - 1) // page * page, pool.holes[addr])
+        if not self._admits(mapped):
+            return None
+        rest = pool.holes.pop(addr) - mapped
+        if rest:
+            pool.holes[addr + mapped] = rest
+        self._reserve(mapped)
+        return self.give(mapped << SIZE_SHIFT | addr, pool)
 
     def empty_cache(self) -> None:
-        for pair in self.pools.values():
-            for pool in pair:
-                page = SMALL_BUFFER if pool.small else LARGE_BUFFER
-                for _, _, block in list(pool.blocks):
-                    first = (block.addr + page - 1) // page * page
-                    last = (block.addr + block.size) // page * page
-                    if last <= first:
-                        continue
-                    self._remove(block)
-                    self.reserved -= last - first
-                    before, after = first - block.addr, block.addr + block.size - last
-                    if before:
-                        head = Block(before, block.addr, pool)
-                        head.prev, head.next = block.prev, block
-                        if block.prev is not None:
-                            block.prev.next = head
-                        block.prev = head
-                        insort(pool.blocks, (head.size, head.addr, head))
-                    if after:
-                        tail = Block(after, last, pool)
-                        self._splice(block, tail)
-                        insort(pool.blocks, (tail.size, tail.addr, tail))
-                    block.addr, block.size, block.mapped = first, last - first, False
-                    self._merge_in(block)
+        for pool in self.pools.values():
+            page = SMALL_BUFFER if pool.small else LARGE_BUFFER
+            holes = pool.holes
+            hole_ends = {addr + size: addr for addr, size in holes.items()}
+            for block in list(pool.free):
+                addr = block & ADDRESS
+                end = addr + (block >> SIZE_SHIFT)
+                first, last = (addr + page - 1) // page * page, end // page * page
+                if last <= first:
+                    continue
+                pool.remove(block)
+                self.reserved -= last - first
+                if addr < first:
+                    pool.add(first - addr << SIZE_SHIFT | addr)
+                if last < end:
+                    pool.add(end - last << SIZE_SHIFT | last)
+                start = hole_ends.pop(first, first)
+                stop = last + holes.pop(last, 0)
+                holes[start] = stop - start
+                hole_ends[stop] = start

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from llmcheck.shadow.allocator import Block, ExpandableAllocator, NativeAllocator, OutOfMemoryError
+from llmcheck.shadow.allocator import NO_CAP, Block, ExpandableAllocator, NativeAllocator, OutOfMemoryError
 from llmcheck.shadow.pace import Pace
 from llmcheck.shadow.tensor import Note, Tape
 from llmcheck.types import AllocatorKind
@@ -158,8 +158,8 @@ class _Clock:
 
 def replay_late(run: Late, kind: AllocatorKind, cap_bytes: int | None = None) -> LateReplay:
     """Run a late tape through an allocator of `kind` under `cap_bytes` of reserved memory."""
-    allocator: NativeAllocator | ExpandableAllocator
-    allocator = NativeAllocator(cap_bytes) if kind == "native" else ExpandableAllocator(cap_bytes)
+    cap = NO_CAP if cap_bytes is None else cap_bytes
+    allocator = NativeAllocator(cap) if kind == "native" else ExpandableAllocator(cap)
     tape, asked = run
     sizes, streams = tape.sizes, tape.streams
     blocks: list[Block | None] = [None] * len(sizes)

@@ -2,119 +2,208 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
 
-from llmcheck.shadow.allocator import ExpandableAllocator, NativeAllocator, OutOfMemoryError
+from llmcheck.shadow.allocator import NO_CAP, SIZE_SHIFT, SMALL_SIZE, Allocator, ExpandableAllocator, NativeAllocator, OutOfMemoryError
 from llmcheck.shadow.tensor import Tape
 from llmcheck.types import AllocatorKind, OutOfMemory, PhaseStats
 
+_PIECE = 512  # events between two states that are kept
+_CONSTRUCTION = ("model", "init")  # phases before training
 
-@dataclass
+
+class Mark(NamedTuple):
+    """The end of a phase: events before it, bytes reserved there and at most since the phase before."""
+
+    name: str
+    stop: int
+    reserved_bytes: int
+    peak_reserved_bytes: int
+
+
 class Replay:
-    """What one replay showed. Positions are indices into the tape's events."""
+    """What one replay showed. Positions are indices into the tape's events. What was allocated is only summed up when it is asked for.
 
-    phases: list[PhaseStats]
-    num_retries: int
-    out_of_memory: OutOfMemory | None
-    peak_position: int  # of the allocated peak in the training phases
-    peak_phase: str
-    block_bytes: list[int]  # size of the block that served each request
+    Under every cap in [`admitted_bytes`, `refused_bytes`) the tape replays in the same way.
+    """
+
+    def __init__(self, tape: Tape, allocator: Allocator, blocks: list[int], marks: list[Mark], failed: int | None) -> None:
+        self.tape, self.marks = tape, marks
+        self.num_retries = allocator.num_retries
+        self.admitted_bytes, self.refused_bytes = allocator.admitted, allocator.refused
+        self._blocks, self._failed = blocks, failed
+
+    @property
+    def ran(self) -> bool:
+        """Whether the tape ran to its end."""
+        return self._failed is None
+
+    @cached_property
+    def block_bytes(self) -> list[int]:
+        """Size of the block that served each request; 0 where it was not reached."""
+        return [block >> SIZE_SHIFT for block in self._blocks]
+
+    @cached_property
+    def _allocated(self) -> list[int]:
+        """Bytes allocated after each event, as far as the tape ran."""
+        sizes, events = self.block_bytes, self.tape.events
+        if self._failed is not None:
+            events = events[: self._failed]
+        return list(accumulate([sizes[e] if e >= 0 else -sizes[~e] for e in events]))
+
+    @cached_property
+    def phases(self) -> list[PhaseStats]:
+        """One for each phase of the tape; the last may have ended in the failure."""
+        out, before, allocated = [], 0, 0
+        for name, stop, reserved, peak in self.marks:
+            during = self._allocated[before:stop]
+            highest = max(allocated, max(during, default=0))
+            allocated = during[-1] if during else allocated
+            out.append(
+                PhaseStats(
+                    name=name,
+                    allocated_bytes=allocated,
+                    peak_allocated_bytes=highest,
+                    reserved_bytes=reserved,
+                    peak_reserved_bytes=peak,
+                )
+            )
+            before = stop
+        return out
+
+    @property
+    def out_of_memory(self) -> OutOfMemory | None:
+        """The request that failed."""
+        if self._failed is None:
+            return None
+        request = self.tape.events[self._failed]
+        return OutOfMemory(
+            phase=self.marks[-1].name,
+            requested_bytes=self.tape.block_sizes[request],
+            allocated_bytes=self._allocated[-1] if self._allocated else 0,
+            reserved_bytes=self.marks[-1].reserved_bytes,
+            category=self.tape.categories[request],
+        )
+
+    @cached_property
+    def peak_position(self) -> int:
+        """Where the allocated peak of the training phases is first reached."""
+        start = max((mark.stop for mark in self.marks if mark.name in _CONSTRUCTION), default=0)
+        events, stop = self.tape.events, self.marks[-1].stop if self.marks else 0
+        training = [total if e >= 0 else -1 for e, total in zip(events[start:stop], self._allocated[start:stop], strict=True)]
+        return start + training.index(max(training)) if training else 0
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase of `peak_position`; empty when nothing was trained."""
+        return next((m.name for m in self.marks if m.name not in _CONSTRUCTION and self.peak_position < m.stop), "")
 
     @property
     def peak_reserved_bytes(self) -> int:
-        return max((p.peak_reserved_bytes for p in self.phases), default=0)
+        return max((mark.peak_reserved_bytes for mark in self.marks), default=0)
 
     def peak_allocated_bytes(self, training: bool) -> int:
-        return max((p.peak_allocated_bytes for p in self.phases if (p.name not in ("model", "init")) == training), default=0)
+        return max((p.peak_allocated_bytes for p in self.phases if (p.name not in _CONSTRUCTION) == training), default=0)
+
+
+class _State(NamedTuple):
+    """A replay on its way: `allocator` after `position` events and `num_marks` of the tape's marks."""
+
+    position: int
+    num_marks: int
+    allocator: Allocator
+    marks: list[Mark]
+    blocks: list[int]  # of the replay that came by here; those of later requests are its own
+
+
+class Replays:
+    """Replays of one tape. Two caps lead to the same run until they first decide a request differently, and that part is run once."""
+
+    def __init__(self, tape: Tape, kind: AllocatorKind) -> None:
+        self.tape, self.kind = tape, kind
+        self._done: list[Replay] = []
+        self._states: list[_State] = []
+        self._pools = [2 * stream + (size <= SMALL_SIZE) for stream, size in zip(tape.streams, tape.block_sizes, strict=True)]
+
+    def under(self, cap_bytes: int | None) -> Replay:
+        """The replay under a cap on reserved memory (None: no cap)."""
+        cap = NO_CAP if cap_bytes is None else cap_bytes
+        for done in self._done:
+            if done.admitted_bytes <= cap < done.refused_bytes:
+                return done
+        shared = [s for s in self._states if s.allocator.admitted <= cap < s.allocator.refused]
+        done = self._run(cap, max(shared, key=lambda s: s.position, default=None))
+        self._done.append(done)
+        return done
+
+    def _run(self, cap: int, state: _State | None) -> Replay:
+        """Run the tape, from `state` on where there is one, and keep the states that come by."""
+        tape, events, sizes, pool_of = self.tape, self.tape.events, self.tape.block_sizes, self._pools
+        if state is None:
+            new = NativeAllocator(cap) if self.kind == "native" else ExpandableAllocator(cap)
+            state = _State(0, 0, new, [], [0] * len(sizes))
+        position, allocator, marks, blocks = state.position, state.allocator.copy(cap), state.marks[:], state.blocks[:]
+        pools = [allocator.pool(stream, small) for stream in range(max(tape.streams, default=0) + 1) for small in (False, True)]
+        names = [name for _, what, name in tape.marks if what == "phase"]
+        take, give = allocator.take, allocator.give
+        kept = len(self._states)
+        for number, (stop, what, name) in enumerate((*tape.marks, (len(events), "end", ""))):
+            if number < state.num_marks:
+                continue
+            for start in range(position, stop, _PIECE):
+                piece = events[start : min(start + _PIECE, stop)]
+                try:
+                    for e in piece:
+                        if e >= 0:
+                            blocks[e] = take(sizes[e], pools[pool_of[e]])
+                        else:
+                            give(blocks[~e], pools[pool_of[~e]])
+                except OutOfMemoryError:
+                    failed = start + piece.index(e)
+                    phase = names[len(marks)] if len(marks) < len(names) else "end"
+                    marks.append(Mark(phase, failed, allocator.reserved, allocator.peak_reserved))
+                    return Replay(tape, allocator, blocks, marks, failed)
+                last = self._states[-1].allocator if len(self._states) > kept else None
+                if last is not None and (last.admitted, last.refused) == (allocator.admitted, allocator.refused):
+                    self._states.pop()  # the later one serves the same caps
+                self._states.append(_State(start + len(piece), number, allocator.copy(cap), marks[:], blocks))
+            position = stop
+            if what == "empty_cache":
+                allocator.empty_cache()
+            elif what == "phase":
+                marks.append(Mark(name, stop, allocator.reserved, allocator.peak_reserved))
+                allocator.peak_reserved = allocator.reserved
+        return Replay(tape, allocator, blocks, marks, None)
 
 
 def replay(tape: Tape, kind: AllocatorKind, cap_bytes: int | None = None) -> Replay:
-    """Run `tape` through an allocator of `kind` under `cap_bytes` of reserved memory."""
-    allocator: NativeAllocator | ExpandableAllocator
-    allocator = NativeAllocator(cap_bytes) if kind == "native" else ExpandableAllocator(cap_bytes)
-    events, sizes, streams = tape.events, tape.sizes, tape.streams
-    blocks: list[Any] = [None] * len(sizes)
-    block_bytes = [0] * len(sizes)
-    phases: list[PhaseStats] = []
-    malloc, free = allocator.malloc, allocator.free
-    position = 0
-    peak_position, peak_phase, peak = 0, "", -1
-    oom: OutOfMemory | None = None
-    pending = list(tape.marks)
-    pending.append((len(events), "end", ""))
-    names = [m[2] for m in tape.marks if m[1] == "phase"]
-    phase_index = 0
-    for stop, what, name in pending:
-        start = position
-        training = phase_index < len(names) and names[phase_index] not in ("model", "init")
-        try:
-            if training:
-                for position in range(start, stop):
-                    e = events[position]
-                    if e >= 0:
-                        block = blocks[e] = malloc(sizes[e], streams[e])
-                        block_bytes[e] = block.size
-                        if allocator.allocated > peak:
-                            peak, peak_position, peak_phase = allocator.allocated, position, names[phase_index]
-                    else:
-                        free(blocks[~e])
-            else:
-                for position in range(start, stop):
-                    e = events[position]
-                    if e >= 0:
-                        block = blocks[e] = malloc(sizes[e], streams[e])
-                        block_bytes[e] = block.size
-                    else:
-                        free(blocks[~e])
-        except OutOfMemoryError as error:
-            phase = names[phase_index] if phase_index < len(names) else "end"
-            oom = OutOfMemory(
-                phase=phase,
-                requested_bytes=error.requested,
-                allocated_bytes=error.allocated,
-                reserved_bytes=error.reserved,
-                category=tape.categories[events[position]],
-            )
-            phases.append(_stats(phase, allocator))
-            break
-        position = stop
-        if what == "empty_cache":
-            allocator.empty_cache()
-        elif what == "phase":
-            phases.append(_stats(name, allocator))
-            allocator.peak_allocated, allocator.peak_reserved = allocator.allocated, allocator.reserved
-            phase_index += 1
-    return Replay(phases, allocator.num_retries, oom, peak_position, peak_phase, block_bytes)
+    """One replay of `tape` through an allocator of `kind` under `cap_bytes` of reserved memory."""
+    return Replays(tape, kind).under(cap_bytes)
 
 
-def _stats(name: str, a: NativeAllocator | ExpandableAllocator) -> PhaseStats:
-    return PhaseStats(
-        name=name,
-        allocated_bytes=a.allocated,
-        peak_allocated_bytes=a.peak_allocated,
-        reserved_bytes=a.reserved,
-        peak_reserved_bytes=a.peak_reserved,
-    )
-
-
-def breakdown(tape: Tape, block_bytes: list[int], position: int) -> Mapping[str, int]:
+def breakdown(tape: Tape, block_bytes: Sequence[int], position: int) -> Mapping[str, int]:
     """Bytes by category of the blocks that are live after event `position`."""
-    live: dict[int, None] = {}
-    for e in tape.events[: position + 1]:
-        if e >= 0:
-            live[e] = None
-        else:
-            live.pop(~e, None)
+    return _by_category(tape, block_bytes, position + 1)
+
+
+def _by_category(tape: Tape, block_bytes: Sequence[int], stop: int) -> dict[str, int]:
+    """Bytes by category of the blocks that are live before event `stop`, in the order of their requests."""
+    events = tape.events[:stop]
+    live = {e for e in events if e >= 0}
+    live.difference_update([~e for e in events if e < 0])
     out: dict[str, int] = {}
-    for e in live:
+    for e in sorted(live):
         category = tape.categories[e]
         out[category] = out.get(category, 0) + block_bytes[e]
     return out
 
 
-def timeline(tape: Tape, block_bytes: list[int], phase_names: tuple[str, ...], points: int = 160) -> list[tuple[float, Mapping[str, int]]]:
+def timeline(
+    tape: Tape, block_bytes: Sequence[int], phase_names: tuple[str, ...], points: int = 160
+) -> list[tuple[float, Mapping[str, int]]]:
     """Bytes by category over the given (consecutive) phases, at most `points` samples, each the highest moment of its slice."""
     marks = [m for m in tape.marks if m[1] == "phase"]
     ends = {m[2]: m[0] for m in marks}
@@ -124,24 +213,21 @@ def timeline(tape: Tape, block_bytes: list[int], phase_names: tuple[str, ...], p
     first = order.index(phase_names[0])
     start = marks[first - 1][0] if first else 0
     stop = ends[phase_names[-1]]
-    current: dict[str, int] = {}
-    total = 0
-    categories = tape.categories
+    categories, events = tape.categories, tape.events
+    # every category that was seen before `start`, those with nothing left too
+    current = dict.fromkeys([categories[e] for e in events[:start] if e >= 0], 0)
+    current.update(_by_category(tape, block_bytes, start))
+    total = sum(current.values())
     width = max(1, (stop - start) // points)
     out: list[tuple[float, Mapping[str, int]]] = []
-    best, best_at, snapshot = -1, start, {}
-    boundary = start + width
-    for i, e in enumerate(tape.events[:stop]):
-        ident = e if e >= 0 else ~e
-        size = block_bytes[ident] if e >= 0 else -block_bytes[ident]
-        category = categories[ident]
-        current[category] = current.get(category, 0) + size
-        total += size
-        if i < start:
-            continue
-        if total > best:
-            best, best_at, snapshot = total, i, dict(current)
-        if i + 1 >= boundary:
-            out.append(((best_at - start) / max(1, stop - start), snapshot))
-            best, boundary = -1, boundary + width
+    for begin in range(start, stop - width + 1, width):
+        changes = [(e, block_bytes[e]) if e >= 0 else (~e, -block_bytes[~e]) for e in events[begin : begin + width]]
+        totals = list(accumulate([change for _, change in changes], initial=total))
+        highest = totals.index(max(totals[1:]), 1)
+        for i, (request, change) in enumerate(changes, 1):
+            category = categories[request]
+            current[category] = current.get(category, 0) + change
+            if i == highest:
+                out.append(((begin + i - 1 - start) / max(1, stop - start), dict(current)))
+        total = totals[-1]
     return out

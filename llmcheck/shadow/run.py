@@ -19,9 +19,9 @@ from llmcheck.shadow.kernels import kernels_for
 from llmcheck.shadow.late import Late, LateReplay, late, replay_late
 from llmcheck.shadow.pace import Pace
 from llmcheck.shadow.parameters import family_of, touched, trainable_numels
-from llmcheck.shadow.replay import Replay, breakdown, replay, timeline
+from llmcheck.shadow.replay import Replay, Replays, breakdown, timeline
 from llmcheck.shadow.tensor import Tape
-from llmcheck.types import ClusterSpec, GpuSpec, ModelSpec, PhaseStats, RankEstimate, TrainingRecipe
+from llmcheck.types import AllocatorKind, ClusterSpec, GpuSpec, ModelSpec, PhaseStats, RankEstimate, TrainingRecipe
 from llmcheck.units import MIB
 
 # Device memory of loaded kernels and library handles beyond the bare CUDA context, read off nvidia-smi's figure minus torch's reserved
@@ -31,11 +31,18 @@ _LOADED_STAGE0_BYTES = 146 * MIB
 _LOADED_CUDNN_ATTENTION_BYTES = 16 * MIB
 
 
-class Sequence(NamedTuple):
-    """A simulated rank: its tape, and how many steps are on it."""
+class Sequence:
+    """A simulated rank: its tape, how many steps are on it, and its replays."""
 
-    tape: Tape
-    steps: int
+    def __init__(self, tape: Tape, steps: int) -> None:
+        self.tape, self.steps = tape, steps
+        self._replays: dict[AllocatorKind, Replays] = {}
+
+    def replays(self, kind: AllocatorKind) -> Replays:
+        """Replays through an allocator of `kind`."""
+        if kind not in self._replays:
+            self._replays[kind] = Replays(self.tape, kind)
+        return self._replays[kind]
 
 
 class _Reserved(NamedTuple):
@@ -74,10 +81,10 @@ def simulate_rank(
     free = cluster.gpu.memory_bytes - overhead
     key = _key(model, recipe, cluster, rank, free)
     sequence = _cached_sequence(key)
-    kind = recipe.allocator
-    actual = replay(sequence.tape, kind, capacity)
+    replays = sequence.replays(recipe.allocator)
+    actual = replays.under(capacity)
     oom = actual.out_of_memory
-    shown = replay(sequence.tape, kind, None) if oom is not None else actual
+    shown = actual if oom is None else replays.under(None)
     required = _required_bytes(model, recipe, cluster, rank, shown, overhead)
     reserved = _reserved(key, shown, capacity if oom is None else None)
     last = sequence.steps - 1
@@ -230,19 +237,19 @@ def _required_bytes(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSp
     flat = _flatten_bytes(model, recipe)
     device = _cached_sequence(_Key(model, recipe, cluster, rank, True))
     high = max(shown.peak_reserved_bytes, low)
-    best = _search(device.tape, recipe, low, high)
+    best = _search(device.replays(recipe.allocator), low, high)
     if flat and best <= flat + 64 * MIB:
-        host = _cached_sequence(_Key(model, recipe, cluster, rank, False))
-        whole = replay(host.tape, recipe.allocator, None)
+        host = _cached_sequence(_Key(model, recipe, cluster, rank, False)).replays(recipe.allocator)
+        whole = host.under(None)
         low = max(whole.peak_allocated_bytes(True), whole.peak_allocated_bytes(False))
         # a GPU with room for the second copy flattens on the device, so only sizes below that count
         if low < min(best, flat):
-            through_host = _search(host.tape, recipe, low, whole.peak_reserved_bytes)
+            through_host = _search(host, low, whole.peak_reserved_bytes)
             best = min(best, through_host) if through_host < flat else best
     return best + overhead
 
 
-def _search(tape: Tape, recipe: TrainingRecipe, low: int, high: int) -> int:
+def _search(replays: Replays, low: int, high: int) -> int:
     """A cap in [low, high + a few steps] under which the tape ran, at most `step` bytes above the smallest.
 
     Most tapes need little more than `low`, so that is tried first. `high`, the memory reserved without a cap, is tried too: near its cap
@@ -251,17 +258,17 @@ def _search(tape: Tape, recipe: TrainingRecipe, low: int, high: int) -> int:
     step = max(16 * MIB, high // 256)
     stride = step
     while low + stride < high:
-        if replay(tape, recipe.allocator, low + stride).out_of_memory is None:
+        if replays.under(low + stride).ran:
             high = low + stride
             break
         low += stride
         stride *= 2
     else:
-        while replay(tape, recipe.allocator, high).out_of_memory is not None:
+        while not replays.under(high).ran:
             low, high = high, high + step
     while high - low > step:
         middle = (low + high) // 2
-        if replay(tape, recipe.allocator, middle).out_of_memory is None:
+        if replays.under(middle).ran:
             high = middle
         else:
             low = middle

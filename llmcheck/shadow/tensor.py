@@ -19,6 +19,8 @@ from heapq import heappop, heappush
 from math import prod
 from typing import Any, NamedTuple
 
+from llmcheck.shadow.allocator import rounded
+
 Shape = tuple[int, ...]
 
 
@@ -46,7 +48,7 @@ class Tape:
     was given before the free. `notes` says what decides when that is: (position in `events`, one of `Note`, amount). See `shadow.late`.
     """
 
-    __slots__ = ("events", "sizes", "categories", "streams", "marks", "shared", "notes")
+    __slots__ = ("events", "sizes", "categories", "streams", "marks", "shared", "notes", "_block_sizes")
 
     def __init__(self) -> None:
         self.events: list[int] = []
@@ -56,6 +58,14 @@ class Tape:
         self.marks: list[tuple[int, str, str]] = []
         self.shared: dict[int, int] = {}
         self.notes: list[tuple[int, int, float]] = []
+        self._block_sizes: list[int] = []
+
+    @property
+    def block_sizes(self) -> list[int]:
+        """The requests as the allocator rounds them. Every replay asks, so they are kept."""
+        if len(self._block_sizes) < len(self.sizes):
+            self._block_sizes = [rounded(nbytes) for nbytes in self.sizes]
+        return self._block_sizes
 
     def mark(self, kind: str, name: str = "") -> None:
         self.marks.append((len(self.events), kind, name))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Sequence
+from typing import Any
 
-from llmcheck.shadow.replay import breakdown, replay, timeline
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmcheck.shadow import replay as replay_module
+from llmcheck.shadow.replay import Replay, Replays, breakdown, replay, timeline
 from llmcheck.shadow.tensor import Tape
 from llmcheck.types import AllocatorKind, PhaseStats
 from llmcheck.units import MIB
@@ -124,3 +130,58 @@ def test_a_short_timeline_keeps_the_highest_moment_of_each_slice(kind: Allocator
 
 def test_a_timeline_of_phases_that_were_not_reached_is_empty() -> None:
     assert timeline(STEP, replay(STEP, "native").block_bytes, ("fwd1", "bwd1", "step1")) == []
+
+
+# --- replays that share their beginning ----------------------------------------------------------------------------------------
+
+# (MiB, stream) allocates, a number frees the live request at that place, a text is a mark
+_PROGRAMS = st.lists(
+    st.one_of(st.tuples(st.integers(1, 60), st.integers(0, 1)), st.integers(0, 1 << 16), st.sampled_from(["!", "phase"])),
+    min_size=30,
+    max_size=80,
+)
+
+
+def _tape_of_program(program: Sequence[Any]) -> Tape:
+    tape, live = Tape(), []
+    for number, step in enumerate((*program, "phase")):
+        if isinstance(step, tuple):
+            live.append(len(tape.sizes))
+            tape.events.append(len(tape.sizes))
+            tape.sizes.append(step[0] * MIB // 2)
+            tape.streams.append(step[1])
+            tape.categories.append(f"c{len(tape.sizes) % 3}")
+        elif isinstance(step, int):
+            if live:
+                tape.events.append(~live.pop(step % len(live)))
+        elif step == "!":
+            tape.mark("empty_cache")
+        else:
+            tape.mark("phase", f"p{number}")
+    return tape
+
+
+def _shown(found: Replay) -> tuple[Any, ...]:
+    reached = len(found.tape.sizes) if found.ran else sum(e >= 0 for e in found.tape.events[: found.marks[-1].stop])
+    return found.phases, found.num_retries, found.out_of_memory, found.peak_position, found.peak_phase, found.block_bytes[:reached]
+
+
+@BOTH
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(program=_PROGRAMS, caps=st.lists(st.one_of(st.none(), st.integers(2, 40).map(lambda n: n * 10 * MIB)), min_size=3, max_size=6))
+def test_replays_that_share_their_beginning_are_replays_of_the_whole(kind: AllocatorKind, program: Any, caps: list[int | None]) -> None:
+    tape = _tape_of_program(program)
+    shared = Replays(tape, kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay_module, "_PIECE", 3)
+        for cap in caps:
+            assert _shown(replay(tape, kind, cap)) == _shown(shared.under(cap))
+
+
+@BOTH
+def test_a_cap_that_decides_nothing_differently_is_not_replayed(kind: AllocatorKind) -> None:
+    shared = Replays(STEP, kind)
+
+    assert shared.under(None) is shared.under(120 * MIB)
+    assert shared.under(None) is not shared.under(119 * MIB)
