@@ -161,7 +161,8 @@ def replay_late(run: Late, kind: AllocatorKind, cap_bytes: int | None = None) ->
     cap = NO_CAP if cap_bytes is None else cap_bytes
     allocator = NativeAllocator(cap) if kind == "native" else ExpandableAllocator(cap)
     tape, asked = run
-    sizes, streams = tape.sizes, tape.streams
+    events, sizes, streams = tape.events, tape.sizes, tape.streams
+    malloc, free = allocator.malloc, allocator.free
     blocks: list[Block | None] = [None] * len(sizes)
     position = done = 0
     give_back = allocator.empty_cache
@@ -171,7 +172,7 @@ def replay_late(run: Late, kind: AllocatorKind, cap_bytes: int | None = None) ->
             block = blocks[request]
             if at <= position and block is not None:
                 blocks[request] = None
-                allocator.free(block)
+                free(block)
         give_back()
 
     allocator.empty_cache = wait_and_give_back  # type: ignore[method-assign]  # also what a flush calls
@@ -179,14 +180,14 @@ def replay_late(run: Late, kind: AllocatorKind, cap_bytes: int | None = None) ->
     try:
         for stop, what, name in tape.marks:
             for position in range(done, stop):
-                e = tape.events[position]
+                e = events[position]
                 if e >= 0:
-                    blocks[e] = allocator.malloc(sizes[e], streams[e])
+                    blocks[e] = malloc(sizes[e], streams[e])
                     continue
                 block = blocks[~e]
-                if block is not None:
+                if block is not None:  # else it came back when the allocator waited for all
                     blocks[~e] = None
-                    allocator.free(block)
+                    free(block)
             position = done = stop
             if what == "empty_cache":
                 allocator.empty_cache()

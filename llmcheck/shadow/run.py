@@ -115,14 +115,17 @@ def _reserved(key: _Key, immediate: Replay, cap_bytes: int | None) -> _Reserved:
         return _Reserved(phases, low, low, low, immediate.num_retries, True)
     runs = _late_runs(key, Pace.of(key.cluster.gpu, key.recipe.precision))
     likely, latest = (replay_late(run, key.recipe.allocator, cap_bytes) for run in runs)
+    most = max(low, likely.peak_reserved_bytes, latest.peak_reserved_bytes)
+    if not likely.ran:  # it only runs where the GPU keeps up
+        return _Reserved(phases, low, low, most, immediate.num_retries, False)
     peak = likely.peak_reserved_bytes
     return _Reserved(
         phases=tuple(_with_reserved(phase, likely) for phase in phases),
         low_bytes=min(low, peak),
         likely_bytes=peak,
-        high_bytes=max(low, peak, latest.peak_reserved_bytes),
+        high_bytes=most,
         num_retries=likely.num_retries,
-        runs_at_high=likely.ran and latest.ran,
+        runs_at_high=latest.ran,
     )
 
 

@@ -207,7 +207,17 @@ def test_the_required_size_lies_between_allocated_and_reserved(case: Case) -> No
     _, recipe, cluster, estimate = case
     needed = estimate.required_bytes - run.overhead_bytes(recipe, cluster.gpu)
 
-    assert estimate.peak_allocated_bytes <= needed <= estimate.peak_reserved_bytes
+    assert estimate.peak_allocated_bytes <= needed <= estimate.peak_reserved_high_bytes
+
+
+@laws(60)
+@given(case=estimates())
+def test_the_likely_reserved_peak_lies_in_its_interval_which_only_stage_3_has(case: Case) -> None:
+    _, recipe, _, estimate = case
+    low, likely, high = estimate.peak_reserved_low_bytes, estimate.peak_reserved_bytes, estimate.peak_reserved_high_bytes
+
+    assert estimate.peak_allocated_bytes <= low <= likely <= high
+    assert low == high or recipe.zero_stage == 3
 
 
 # --- two estimates -------------------------------------------------------------------------------------------------------------------

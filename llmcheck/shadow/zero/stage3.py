@@ -176,6 +176,8 @@ class Coordinator:
         note(Note.FORWARD if forward else Note.BACKWARD)
         if missing:
             self._gather(missing)
+        # DeepSpeed walks a set of parameters here, ordered by address: the copies of a leaf module's (experts') weights may come in another
+        # order, and reserved memory may differ by a few per cent from run to run
         recompute = forward and cur.kernels is not None and cur.kernels.in_backward
         for p in params:
             p.ds.active.add(id(module))

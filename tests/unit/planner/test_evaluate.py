@@ -9,7 +9,7 @@ import pytest
 
 from llmcheck.planner.evaluate import ERROR_FRACTIONS, Evaluator, Tools, evaluate, likely_rank
 from llmcheck.planner.plan import Plan, PlanRequest
-from llmcheck.types import ClusterSpec, LoraSpec, TrainingRecipe
+from llmcheck.types import ClusterSpec, LoraSpec, RankEstimate, TrainingRecipe
 from llmcheck.units import GIB
 
 RECIPE = TrainingRecipe(zero_stage=2, micro_batch_size=1, seq_len=1024)
@@ -71,6 +71,17 @@ def test_a_suspect_that_is_no_worse_leaves_rank_0(request_of: Callable[..., Plan
     request = request_of()
     plan = evaluate(request.model, RECIPE, request.cluster, tools=tools._replace(suspects=lambda *_: (3,)))
     assert plan.memory.worst is plan.memory.rank0
+
+
+def test_what_runs_only_where_the_gpu_keeps_up_is_tight(request_of: Callable[..., PlanRequest], tools: Tools, simulation) -> None:  # type: ignore[no-untyped-def]
+    request = request_of()
+
+    def late(*args: object, **kwargs: int) -> RankEstimate:
+        return replace(simulation(*args, **kwargs), runs_at_high=False)
+
+    plan = evaluate(request.model, RECIPE, request.cluster, tools=tools._replace(simulate=late))
+    assert plan.verdict == "tight"
+    assert "while the GPU keeps up" in plan.reasons[0]
 
 
 def test_a_recipe_is_simulated_once(request_of: Callable[..., PlanRequest], tools: Tools, simulation) -> None:  # type: ignore[no-untyped-def]

@@ -78,6 +78,14 @@ def test_without_unicode_the_report_is_ascii(synthetic_plan: Plan) -> None:
     assert render(synthetic_plan, terminal=Terminal(unicode=False)).isascii()
 
 
+def test_reserved_memory_that_depends_on_the_cpus_lead_is_an_interval(synthetic_plan: Plan) -> None:
+    rank = replace(synthetic_plan.memory.rank0, peak_reserved_low_bytes=23 * GIB, peak_reserved_high_bytes=30 * GIB)
+    text = " ".join(render(replace(synthetic_plan, memory=replace(synthetic_plan.memory, rank0=rank, worst=rank))).split())
+
+    assert "reserved 24.00 (23.00 to 30.00: how far is the CPU ahead?)" in text
+    assert "reserved 24.00 ·" in " ".join(render(synthetic_plan).split())
+
+
 def test_what_was_not_checked_is_printed(synthetic_plan: Plan) -> None:
     assert "NCCL buffers" in render(synthetic_plan)
 

@@ -37,6 +37,35 @@ def tiny_llama() -> ModelSpec:
     return spec_of_config(config, name="tiny", source="tests", where="tiny")
 
 
+# --- the CPU ahead of the GPU ------------------------------------------------------------------------------------------------------
+
+
+def test_gathered_weights_that_wait_for_the_gpu_widen_what_is_reserved() -> None:
+    estimate = run.simulate_rank(SMOL, recipe_of(4, zero_stage=3), cluster_of(4))
+
+    assert estimate.peak_reserved_low_bytes <= estimate.peak_reserved_bytes < estimate.peak_reserved_high_bytes
+    assert estimate.runs_at_high
+
+
+def test_without_overlap_comm_blocks_of_the_one_stream_come_back_at_once() -> None:
+    recipe = recipe_of(4, zero_stage=3)
+    config = complete(recipe, {"zero_optimization": {"overlap_comm": False}}, world_size=4)
+    estimate = run.simulate_rank(SMOL, replace(recipe, deepspeed=config), cluster_of(4))
+
+    assert estimate.peak_reserved_low_bytes == estimate.peak_reserved_bytes == estimate.peak_reserved_high_bytes
+
+
+def test_the_interval_under_a_cap_stays_below_it() -> None:
+    recipe, cluster = recipe_of(4, zero_stage=3), cluster_of(4)
+    free = run.simulate_rank(SMOL, recipe, cluster)
+    required = free.required_bytes - run.overhead_bytes(recipe, cluster.gpu)
+    caps = range(required - 64 * MIB, required + 64 * MIB, 2 * MIB)
+    found = [run.simulate_rank(SMOL, recipe, cluster, cap_bytes=cap) for cap in caps]
+
+    assert all(f.peak_reserved_high_bytes <= cap for f, cap in zip(found, caps, strict=True) if f.out_of_memory is None)
+    assert not any(f.runs_at_high for f in found if f.out_of_memory is not None)
+
+
 # --- overhead --------------------------------------------------------------------------------------------------------------------
 
 

@@ -393,6 +393,33 @@ def test_without_overlap_the_gathers_share_the_default_stream(tape: Tape) -> Non
     assert set(tape.streams) == {0}
 
 
+def test_without_overlap_the_reductions_share_the_default_stream(tape: Tape) -> None:
+    model, engine = stage3(tape, overlap_comm=False, reduce_bucket_size=300)
+    for p in model.parameters():
+        p.grad = Tensor(p.shape, 2)
+        engine._hook(p)
+    engine.epilogue()
+
+    assert set(tape.streams) == {0}
+    assert tape.shared == {}
+
+
+def test_released_weights_and_bucketed_gradients_wait_for_the_other_stream(tape: Tape) -> None:
+    model, engine = stage3(tape)
+    forward(tape, model)
+    gathered = {i for i, stream in enumerate(tape.streams) if stream == GATHER_STREAM}
+    assert {tape.shared[i] for i in gathered} == {0}
+
+    before = set(tape.shared)
+    for p in model.parameters():
+        p.grad = Tensor(p.shape, 2)
+        engine._hook(p)
+    engine.epilogue()
+
+    assert {tape.shared[i] for i in set(tape.shared) - before} == {REDUCE_STREAM}
+    assert len(set(tape.shared) - before) == len(model.parameters()) + 1  # and the bucket, which stays
+
+
 def test_the_second_forward_prefetches_along_the_recorded_order(tape: Tape) -> None:
     model, _ = stage3(tape, stage3_prefetch_bucket_size=300)
     forward(tape, model)
