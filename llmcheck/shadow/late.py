@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from llmcheck.shadow.allocator import NO_CAP, Block, ExpandableAllocator, NativeAllocator, OutOfMemoryError
+from llmcheck.shadow.allocator import NO_CAP, SMALL_SIZE, ExpandableAllocator, NativeAllocator, OutOfMemoryError
 from llmcheck.shadow.pace import Pace
 from llmcheck.shadow.tensor import Note, Tape
 from llmcheck.types import AllocatorKind
@@ -161,18 +161,19 @@ def replay_late(run: Late, kind: AllocatorKind, cap_bytes: int | None = None) ->
     cap = NO_CAP if cap_bytes is None else cap_bytes
     allocator = NativeAllocator(cap) if kind == "native" else ExpandableAllocator(cap)
     tape, asked = run
-    events, sizes, streams = tape.events, tape.sizes, tape.streams
-    malloc, free = allocator.malloc, allocator.free
-    blocks: list[Block | None] = [None] * len(sizes)
+    events, sizes = tape.events, tape.block_sizes
+    pools = [allocator.pool(stream, size <= SMALL_SIZE) for stream, size in zip(tape.streams, sizes, strict=True)]
+    take, give = allocator.take, allocator.give
+    blocks = [0] * len(sizes)  # 0: not asked for yet, or back
     position = done = 0
     give_back = allocator.empty_cache
 
     def wait_and_give_back() -> None:
         for request, at in asked.items():
             block = blocks[request]
-            if at <= position and block is not None:
-                blocks[request] = None
-                free(block)
+            if at <= position and block:
+                blocks[request] = 0
+                give(block, pools[request])
         give_back()
 
     allocator.empty_cache = wait_and_give_back  # type: ignore[method-assign]  # also what a flush calls
@@ -182,12 +183,12 @@ def replay_late(run: Late, kind: AllocatorKind, cap_bytes: int | None = None) ->
             for position in range(done, stop):
                 e = events[position]
                 if e >= 0:
-                    blocks[e] = malloc(sizes[e], streams[e])
+                    blocks[e] = take(sizes[e], pools[e])
                     continue
                 block = blocks[~e]
-                if block is not None:  # else it came back when the allocator waited for all
-                    blocks[~e] = None
-                    free(block)
+                if block:  # else it came back when the allocator waited for all
+                    blocks[~e] = 0
+                    give(block, pools[~e])
             position = done = stop
             if what == "empty_cache":
                 allocator.empty_cache()
