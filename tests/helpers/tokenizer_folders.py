@@ -116,7 +116,7 @@ LLAMA_CONFIG: dict[str, Any] = {
 
 def write_json(path: Path, document: Any) -> None:
     """`document` at `path`."""
-    path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(document), encoding="utf-8")
 
 
 def llama_folder(folder: Path, variant: str = "fixed", *, config: Mapping[str, Any] | None = None, **changes: Any) -> Path:
