@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from llmcheck import toml
-from llmcheck.rules.facts import ABSENT, Facts, Location
+from llmcheck.rules.facts import ABSENT, Facts
 from llmcheck.rules.rule import Affects, Event
 from llmcheck.rules.versions import is_affected
 
@@ -167,12 +167,11 @@ def _visible_devices(known: Facts, result: Facts) -> None:
         result.absent("gpu.visible_problem")
         return
     shown, problem = visible_devices(str(setting.value), number)
-    location = setting.location or Location(uri="$CUDA_VISIBLE_DEVICES")
     if shown is None:
         result.could_not("gpu.visible_count", "CUDA_VISIBLE_DEVICES names GPUs by UUID")
     else:
-        result.put("gpu.visible_count", shown, location)
-    result.put("gpu.visible_problem", problem, location)
+        result.put("gpu.visible_count", shown)
+    result.put("gpu.visible_problem", problem)
 
 
 def visible_devices(setting: str, count: int) -> tuple[int | None, str | None]:
