@@ -40,7 +40,7 @@ def value(facts: Facts, name: str) -> Any:
 
 def test_our_own_interpreter_has_what_these_tests_run_with() -> None:
     facts = environment.facts()
-    assert value(facts, "python.version") == "%d.%d.%d" % sys.version_info[:3]
+    assert value(facts, "python.version") == ".".join(map(str, sys.version_info[:3]))
     assert value(facts, "pkg.pytest") == pytest.__version__
     assert value(facts, "pkg.no-such-package") is ABSENT
     assert {"packages", "builds", "environment"} <= facts.subjects
@@ -49,9 +49,7 @@ def test_our_own_interpreter_has_what_these_tests_run_with() -> None:
 def test_every_fact_is_registered(tmp_path: Path) -> None:
     registry = load_registry()
     torch = {"__version__": "2.5.1+cu124", "cuda": "12.4", "hip": None, "git_version": "a", "path": "/t", "architectures": ["sm_90"]}
-    facts = reported(
-        tmp_path, torch=torch, packages=[package("torch", "2.5.1"), package("flash_attn", "2.7.3+cu12torch2.5cxx11abiFALSE")]
-    )
+    facts = reported(tmp_path, torch=torch, packages=[package("torch", "2.5.1"), package("flash_attn", "2.7.3+cu12torch2.5cxx11abiFALSE")])
     ours = [name for name in [*facts.known, *facts.unreadable] if not name.startswith("python.") and "*" not in name]
     assert [name for name in ours if registry.kind(name) is None] == []
 

@@ -34,7 +34,8 @@ def test_lines_that_the_launcher_refuses(tmp_path: Path, line: str) -> None:
 def test_a_bad_line_has_a_place(tmp_path: Path) -> None:
     (tmp_path / "h").write_text("a slots=1\nb\n")
     fact = hostfile.facts(str(tmp_path / "h")).known["hostfile.bad_lines"]
-    assert fact.location is not None and fact.location.line == 2
+    assert fact.location is not None
+    assert fact.location.line == 2
 
 
 def test_what_goes_wrong_silently(tmp_path: Path) -> None:
@@ -79,7 +80,8 @@ def test_a_missing_file_is_a_fact_since_the_launcher_goes_on_without(tmp_path: P
     facts = hostfile.facts(str(tmp_path / "none"), num_gpus=16)
     assert facts.known["hostfile.exists"].value is False
     num_hosts = facts.get("hostfile.num_hosts")
-    assert num_hosts is not None and num_hosts.value is ABSENT
+    assert num_hosts is not None
+    assert num_hosts.value is ABSENT
 
 
 def test_an_empty_file_has_no_hosts(tmp_path: Path) -> None:

@@ -21,14 +21,15 @@ def test_the_script_is_python_3_7() -> None:
 @pytest.mark.parametrize("name", ["python3.7", "python3.8", "python3.10", "python3.12", "python3.13"])
 def test_it_runs_under_other_pythons(name: str) -> None:
     program = shutil.which(name)
-    if program is None or subprocess.run([program, "-c", ""], capture_output=True).returncode != 0:
+    if program is None or subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode != 0:
         pytest.skip(f"no {name} here")
     done = subprocess.run([program, "-I", "-S", "-B", SCRIPT], capture_output=True, check=True)
     assert json.loads(done.stdout)["python"]["version"].startswith(name.removeprefix("python") + ".")
 
 
 def test_only_the_standard_library_is_imported() -> None:
-    code = f"import sys, runpy; runpy.run_path({SCRIPT!r}); print([m for m in sys.modules if m in ('site', 'sysconfig', 'importlib.metadata')])"
+    avoided = ("site", "sysconfig", "importlib.metadata")
+    code = f"import sys; exec(open({SCRIPT!r}).read(), {{'__name__': 'x'}}); print([m for m in sys.modules if m in {avoided}])"
     done = subprocess.run([sys.executable, "-I", "-S", "-B", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -121,7 +122,9 @@ def test_architectures_are_one_constant_of_the_library(tmp_path: Path) -> None:
     assert inside.architectures(str(library)) == ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "compute_120"]
 
 
-@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"MZ" + b"\0" * 100, elf(b"nothing here")[:90], elf(b"nothing here"), b"\x7fELF\x02\x01" + b"\xff" * 200])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x7fELF", b"MZ" + b"\0" * 100, elf(b"nothing here")[:90], elf(b"nothing here"), b"\x7fELF\x02\x01" + b"\xff" * 200]
+)
 def test_other_files_have_no_architectures(tmp_path: Path, data: bytes) -> None:
     library = tmp_path / "libtorch_python.so"
     library.write_bytes(data)

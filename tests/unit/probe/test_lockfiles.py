@@ -71,7 +71,9 @@ def test_uv(tmp_path: Path) -> None:
     facts = read(tmp_path, "uv.lock", UV)
     assert {name: pin(facts, name) for name in ("torch", "numpy", "trl")} == {"torch": "2.5.1+cu124", "numpy": "2.4.6", "trl": "0.12.0"}
     fact = facts.get("pkg.torch")
-    assert fact is not None and fact.location is not None and fact.location.line == UV.splitlines().index('name = "torch"')
+    assert fact is not None
+    assert fact.location is not None
+    assert fact.location.line == UV.splitlines().index('name = "torch"')
     assert facts.known["build.trl"].value == "0123456789abcdef0123456789abcdef01234567"
     assert facts.known["packages.other_indexes"].value == ["https://download.pytorch.org/whl/cu124"]
 
@@ -91,9 +93,15 @@ def test_versions_for_several_platforms_are_not_known(tmp_path: Path) -> None:
 
 
 def test_poetry_and_pdm(tmp_path: Path) -> None:
-    poetry = '[[package]]\nname = "accelerate"\nversion = "1.2.1"\noptional = false\nmarkers = "python_version >= \\"3.7\\""\n\n[metadata]\nlock-version = "2.1"\n'
+    poetry = (
+        '[[package]]\nname = "accelerate"\nversion = "1.2.1"\noptional = false\nmarkers = "python_version >= \\"3.7\\""\n\n'
+        '[metadata]\nlock-version = "2.1"\n'
+    )
     assert pin(read(tmp_path, "poetry.lock", poetry), "accelerate") == "1.2.1"
-    pdm = '[metadata]\nstrategy = []\n\n[[package]]\nname = "peft"\nversion = "0.14.0"\nmarker = "sys_platform == \'nowhere\'"\n[[package]]\nname = "trl"\nversion = "0.13"\n'
+    pdm = (
+        '[metadata]\nstrategy = []\n\n[[package]]\nname = "peft"\nversion = "0.14.0"\nmarker = "sys_platform == \'nowhere\'"\n'
+        '[[package]]\nname = "trl"\nversion = "0.13"\n'
+    )
     facts = read(tmp_path, "pdm.lock", pdm)
     assert (pin(facts, "peft"), pin(facts, "trl")) == (ABSENT, "0.13")
 
@@ -115,13 +123,19 @@ def test_pipfile(tmp_path: Path) -> None:
 
 
 def test_pyproject(tmp_path: Path) -> None:
-    text = '[project]\nname = "p"\ndependencies = [\n  "torch==2.5.1",\n  "peft>=0.10",\n]\n[tool.poetry.dependencies]\npython = "^3.11"\ntrl = "0.12.0"\ndatasets = "^3.0"\naccelerate = { version = "==1.2.0", extras = ["x"] }\n'
+    text = (
+        '[project]\nname = "p"\ndependencies = [\n  "torch==2.5.1",\n  "peft>=0.10",\n]\n'
+        '[tool.poetry.dependencies]\npython = "^3.11"\ntrl = "0.12.0"\ndatasets = "^3.0"\n'
+        'accelerate = { version = "==1.2.0", extras = ["x"] }\n'
+    )
     facts = read(tmp_path, "pyproject.toml", text)
     assert {name: pin(facts, name) for name in ("torch", "peft", "trl", "datasets", "accelerate")} == {
         "torch": "2.5.1", "peft": None, "trl": "0.12.0", "datasets": None, "accelerate": "1.2.0",
     }  # fmt: skip
     fact = facts.get("pkg.torch")
-    assert fact is not None and fact.location is not None and fact.location.line == 4
+    assert fact is not None
+    assert fact.location is not None
+    assert fact.location.line == 4
 
 
 def test_conda(tmp_path: Path) -> None:
@@ -144,7 +158,9 @@ dependencies:
 prefix: /opt/conda
 """
     facts = read(tmp_path, "environment.yml", text)
-    pins = {name: pin(facts, name) for name in ("torch", "pytorch-cuda", "numpy", "ninja", "transformers", "peft", "gcc", "pytorch", "python")}
+    pins = {
+        name: pin(facts, name) for name in ("torch", "pytorch-cuda", "numpy", "ninja", "transformers", "peft", "gcc", "pytorch", "python")
+    }
     assert pins == {
         "torch": "2.5.1", "pytorch-cuda": None, "numpy": "1.26.4", "ninja": None, "transformers": "4.46.1", "peft": None, "gcc": "12.3.0",
         "pytorch": None, "python": None,
@@ -173,5 +189,10 @@ def test_broken_files_are_refused(tmp_path: Path, name: str, text: str) -> None:
 
 
 def test_odd_values_are_left_out(tmp_path: Path) -> None:
-    facts = read(tmp_path, "uv.lock", '[[package]]\nname = 3\nversion = "1"\n[[package]]\nname = "a"\nversion = 7\n[[package]]\nname = "b"\nversion = "1"\nsource = 3\nmarkers = 4\n')
+    facts = read(
+        tmp_path,
+        "uv.lock",
+        '[[package]]\nname = 3\nversion = "1"\n[[package]]\nname = "a"\nversion = 7\n'
+        '[[package]]\nname = "b"\nversion = "1"\nsource = 3\nmarkers = 4\n',
+    )
     assert (pin(facts, "a"), pin(facts, "b")) == (None, "1")

@@ -39,7 +39,9 @@ Legend:
 
 
 def recorded(*changes: dict[str, str], without: str = "") -> Facts:
-    rows = [{key: value for key, value in {**H100, "index": str(n), **change}.items() if key != without} for n, change in enumerate(changes)]
+    rows = [
+        {key: value for key, value in {**H100, "index": str(n), **change}.items() if key != without} for n, change in enumerate(changes)
+    ]
     facts = Facts()
     nvidia.record(rows, facts)
     return facts
@@ -127,7 +129,9 @@ def test_an_old_driver_leaves_unknown_what_it_does_not_know() -> None:
 
 
 def test_gpus_that_differ() -> None:
-    facts = recorded({}, {"name": "NVIDIA A10", "memory.total": "23028", "memory.used": "20000", "memory.free": "3000", "compute_cap": "8.6"})
+    facts = recorded(
+        {}, {"name": "NVIDIA A10", "memory.total": "23028", "memory.used": "20000", "memory.free": "3000", "compute_cap": "8.6"}
+    )
     assert (value(facts, "num_models"), value(facts, "compute_capability_min")) == (2, "8.6")
     assert (value(facts, "memory_min_bytes"), value(facts, "memory_max_bytes")) == (23028 << 20, 81559 << 20)
     assert (value(facts, "memory_used_max_bytes"), value(facts, "memory_free_min_bytes")) == (20000 << 20, 3000 << 20)

@@ -28,7 +28,8 @@ def pin(facts: Facts, name: str) -> Any:
 def test_pins_have_a_place(tmp_path: Path) -> None:
     facts = read(tmp_path, "# comment\n\ntorch==2.5.1+cu124  # why\nTransformers[torch] == 4.46.1 ; python_version >= '3.7'\n")
     fact = facts.get("pkg.torch")
-    assert fact is not None and fact.location is not None
+    assert fact is not None
+    assert fact.location is not None
     assert (fact.value, fact.location.line) == ("2.5.1+cu124", 3)
     assert pin(facts, "transformers") == "4.46.1"
     assert facts.known["build.torch"].value == "cu124"
@@ -55,7 +56,8 @@ def test_what_such_a_file_does_not_name_may_be_there(tmp_path: Path) -> None:
     facts = read(tmp_path, "torch==2.5.1\n")
     assert facts.get("pkg.tokenizers") is None
     build = facts.get("build.torch")
-    assert build is not None and build.value is ABSENT
+    assert build is not None
+    assert build.value is ABSENT
 
 
 def test_markers_that_do_not_hold_leave_a_line_out(tmp_path: Path) -> None:
@@ -68,7 +70,9 @@ def test_hashes_and_continued_lines(tmp_path: Path) -> None:
     facts = read(tmp_path, "torch==2.5.1 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\npeft==0.13.0 --hash=sha256:cc\n")
     assert (pin(facts, "torch"), pin(facts, "peft")) == ("2.5.1", "0.13.0")
     fact = facts.get("pkg.peft")
-    assert fact is not None and fact.location is not None and fact.location.line == 4
+    assert fact is not None
+    assert fact.location is not None
+    assert fact.location.line == 4
 
 
 def test_wheels_name_their_version_and_other_urls_do_not(tmp_path: Path) -> None:
@@ -84,10 +88,14 @@ def test_wheels_name_their_version_and_other_urls_do_not(tmp_path: Path) -> None
 
 
 def test_included_files_are_read_and_cycles_end(tmp_path: Path) -> None:
-    facts = read(tmp_path, "-r base.txt\n--requirement=more.txt\n", base__txt="torch==2.5.1\n-r requirements.txt\n", more__txt="peft==0.13.0\n")
+    facts = read(
+        tmp_path, "-r base.txt\n--requirement=more.txt\n", base__txt="torch==2.5.1\n-r requirements.txt\n", more__txt="peft==0.13.0\n"
+    )
     assert (pin(facts, "torch"), pin(facts, "peft")) == ("2.5.1", "0.13.0")
     fact = facts.get("pkg.torch")
-    assert fact is not None and fact.location is not None and fact.location.uri.endswith("base.txt")
+    assert fact is not None
+    assert fact.location is not None
+    assert fact.location.uri.endswith("base.txt")
 
 
 def test_constraints_pin_what_is_asked_for_only(tmp_path: Path) -> None:
@@ -139,7 +147,9 @@ def test_missing_files_folders_and_other_encodings(tmp_path: Path) -> None:
 
 @given(st.text(max_size=300))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    requirements.requirements_text("/nowhere/r.txt", text.replace("-r", "").replace("-c", "").replace("--req", "").replace("--con", ""), "-", [])
+    requirements.requirements_text(
+        "/nowhere/r.txt", text.replace("-r", "").replace("-c", "").replace("--req", "").replace("--con", ""), "-", []
+    )
 
 
 def test_logical_lines_keep_the_first_number() -> None:
