@@ -115,10 +115,13 @@ def test_gcc_against_nvcc(nvcc: str, gcc: str | None, too_new: Any) -> None:
         ("0,-1,1", 4, 1, "'-1'"),
         ("0,0", 4, 0, "twice"),
         ("all", 4, 0, "'all'"),
-        ("0;1", 4, 0, "'0;1'"),
+        ("0;1", 4, 1, "'0;1' is read as 0"),
+        ("0 1,2", 4, 2, "'0 1' is read as 0"),
+        ("0,x", 4, 1, "'x'"),
+        ("NoDevFiles", 4, 0, None),
         ("GPU-9f91c779", 4, None, None),
         ("MIG-1", 4, None, None),
-        ("9" * 50, 4, 0, "is not the number"),
+        ("9" * 50, 4, 0, "it names GPU 999999999,"),
     ],
 )
 def test_visible_devices(setting: str, count: int, shown: int | None, wrong: str | None) -> None:
