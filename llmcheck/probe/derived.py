@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from llmcheck import toml
-from llmcheck.rules.facts import ABSENT, Facts, Location
+from llmcheck.rules.facts import ABSENT, Facts
 from llmcheck.rules.rule import Affects, Event
 from llmcheck.rules.versions import is_affected
 
@@ -167,18 +167,18 @@ def _visible_devices(known: Facts, result: Facts) -> None:
         result.absent("gpu.visible_problem")
         return
     shown, problem = visible_devices(str(setting.value), number)
-    location = setting.location or Location(uri="$CUDA_VISIBLE_DEVICES")
     if shown is None:
         result.could_not("gpu.visible_count", "CUDA_VISIBLE_DEVICES names GPUs by UUID")
     else:
-        result.put("gpu.visible_count", shown, location)
-    result.put("gpu.visible_problem", problem, location)
+        result.put("gpu.visible_count", shown)
+    result.put("gpu.visible_problem", problem)
 
 
 def visible_devices(setting: str, count: int) -> tuple[int | None, str | None]:
-    """(how many of `count` GPUs are left, what is wrong); CUDA stops at the first entry that it does not know, without a word.
+    """(how many of `count` GPUs are left, what is wrong). CUDA reads the digits that an entry begins with, and stops without a word at
+    the first entry that it does not know; a number that comes twice makes every call fail. None: not decided by numbers.
 
-    https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#env-vars
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#env-vars; tried with CUDA 13.0, driver 580.
     """
     entries = [entry.strip() for entry in setting.split(",")]
     if entries == [""]:
@@ -186,17 +186,22 @@ def visible_devices(setting: str, count: int) -> tuple[int | None, str | None]:
     if any(entry.startswith(("GPU-", "MIG-")) for entry in entries):
         return None, None
     seen: list[int] = []
+    problem: str | None = None
     for entry in entries:
-        if re.fullmatch(r"\d{1,4}", entry) is None:
+        match = re.match(r"\d{1,9}", entry)
+        if match is None:
             if entry in ("-1", "NoDevFiles") and not seen:
                 return 0, None  # the usual ways to ask for no GPU
-            return len(seen), f"{entry[:20]!r} is not the number of a GPU; what follows it is ignored"
-        if int(entry) >= count:
-            return len(seen), f"it names GPU {entry}, and there are {count}; what follows it is ignored"
-        if int(entry) in seen:
-            return 0, f"it names GPU {entry} twice, which hides every GPU"
-        seen.append(int(entry))
-    return len(seen), None
+            return len(seen), problem or f"{entry[:20]!r} is not the number of a GPU; what follows it is ignored"
+        number = int(match[0])
+        if match[0] != entry and problem is None:
+            problem = f"{entry[:20]!r} is read as {number}"
+        if number >= count:
+            return len(seen), f"it names GPU {number}, and there are {count}; what follows it is ignored"
+        if number in seen:
+            return 0, f"it names GPU {number} twice, which CUDA refuses with 'invalid device ordinal'"
+        seen.append(number)
+    return len(seen), problem
 
 
 def _flash_attention(known: Facts, result: Facts) -> None:

@@ -54,7 +54,7 @@ def variables(machine: Machine, result: Facts) -> None:
                 result.put(f"env.{name.strip()}", value.strip()[:MAX_VALUE_CHARS], Location(uri=path, line=number))
     for name in KNOBS:
         if name in machine.environ:
-            result.put(f"env.{name}", machine.environ[name][:MAX_VALUE_CHARS], Location(uri=f"${name}"))
+            result.put(f"env.{name}", machine.environ[name][:MAX_VALUE_CHARS])
     _allocator(machine, result)
 
 
@@ -65,10 +65,9 @@ def _place(machine: Machine, path: str) -> str:
 def _allocator(machine: Machine, result: Facts) -> None:
     name = next((name for name in _ALLOCATOR_VARIABLES if machine.environ.get(name)), None)
     keys = allocator_keys(machine.environ[name]) if name else {}
-    location = Location(uri=f"${name}") if name else None
-    result.put("host.allocator_keys", list(keys) or None, location)
-    result.put("host.allocator_keys_unknown", [key for key in keys if key not in ALLOCATOR_KEYS] or None, location)
-    result.put("host.allocator_expandable", keys.get("expandable_segments", "").lower() == "true" if name else None, location)
+    result.put("host.allocator_keys", list(keys) or None)
+    result.put("host.allocator_keys_unknown", [key for key in keys if key not in ALLOCATOR_KEYS] or None)
+    result.put("host.allocator_expandable", keys.get("expandable_segments", "").lower() == "true" if name else None)
     set_names = [name for name in _ALLOCATOR_VARIABLES if machine.environ.get(name)]
     values = {machine.environ[name] for name in set_names}
     result.put("host.allocator_variables_differ", set_names if len(values) > 1 else None)
@@ -91,6 +90,6 @@ def libraries(machine: Machine, result: Facts) -> None:
             found.append(os.path.join(folder, first))
         if os.path.basename(folder.rstrip("/")) == "stubs" and any(name.startswith("libcuda.so") for name in names):
             stubs.append(folder)
-    result.put("host.library_shadows", found or None, Location(uri="$LD_LIBRARY_PATH"))
-    result.put("host.library_stubs", stubs or None, Location(uri="$LD_LIBRARY_PATH"))
-    result.put("host.preload", machine.environ.get("LD_PRELOAD", "")[:MAX_VALUE_CHARS] or None, Location(uri="$LD_PRELOAD"))
+    result.put("host.library_shadows", found or None)
+    result.put("host.library_stubs", stubs or None)
+    result.put("host.preload", machine.environ.get("LD_PRELOAD", "")[:MAX_VALUE_CHARS] or None)

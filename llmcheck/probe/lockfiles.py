@@ -71,9 +71,7 @@ def _locked(path: str, number: int, table: dict[str, Any], indexes: list[str]) -
     source = source if isinstance(source, dict) else {}
     if "virtual" in source or ("editable" in source and version is None):
         return None  # the project itself
-    conditions = table.get("resolution-markers") or table.get("marker") or table.get("markers") or []
-    texts = [conditions] if isinstance(conditions, str) else list(conditions.values()) if isinstance(conditions, dict) else conditions
-    if texts and not any(marker_holds(text) for text in texts if isinstance(text, str)):
+    if not _applies(table.get("resolution-markers") or table.get("marker") or table.get("markers")):
         return None
     registry = source.get("registry") or source.get("url") or table.get("index")
     if isinstance(registry, str) and normalised(name) == "torch" and "pypi.org" not in registry:
@@ -83,6 +81,13 @@ def _locked(path: str, number: int, table: dict[str, Any], indexes: list[str]) -
         return Entry(name=normalised(name), version=None, location=location, why="the lock file gives no version")
     commit = re.search(r"#([0-9a-f]{40})$", str(source.get("git", "")))
     return Entry(name=normalised(name), version=version, location=location, commit=commit[1] if commit else "")
+
+
+def _applies(conditions: Any) -> bool:
+    """Whether one of a package's markers holds: a text, a list (uv), or a table of texts by group (Poetry)."""
+    values = list(conditions.values()) if isinstance(conditions, dict) else conditions if isinstance(conditions, list) else [conditions]
+    texts = [text for text in values if isinstance(text, str)]
+    return not texts or any(map(marker_holds, texts))
 
 
 def pipfile(path: str, text: str, flag: str, indexes: list[str]) -> list[Entry]:
