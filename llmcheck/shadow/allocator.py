@@ -253,7 +253,7 @@ class ExpandableAllocator(Allocator):
             i = bisect_left(free, self._expand(pool, size))
         block = free[i]
         addr, whole = block & ADDRESS, block >> SIZE_SHIFT
-        if addr + whole in pool.holes:  # it can grow, so something that follows may count as smaller
+        if addr + whole in pool.holes and i + 1 < len(free):  # it can grow, so something that follows may count as smaller
             i = self._best_of(pool, i)
             block = free[i]
             addr, whole = block & ADDRESS, block >> SIZE_SHIFT

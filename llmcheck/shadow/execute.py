@@ -9,6 +9,7 @@ from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
 from llmcheck.shadow.optim import OptimizerState
+from llmcheck.shadow.steady import Start, repeat, start_of_step
 from llmcheck.shadow.tensor import Tape, Tensor, backward, cur
 from llmcheck.shadow.zero import stage0
 from llmcheck.shadow.zero.stage3 import Stage3, Stage3Build
@@ -73,6 +74,7 @@ def execute(
     _train(model, engine, recipe, kernels, tape, steps)
     cur.hooks = None
     cur.reset(Tape())
+    tape.events = tape.events[: tape.marks[-1][0]]  # what goes with the process is not on it
     return tape
 
 
@@ -95,7 +97,11 @@ def _train(model: CausalLM, engine: Any, recipe: TrainingRecipe, kernels: Kernel
     shape = (recipe.micro_batch_size, recipe.seq_len)
     ids: Tensor | None = None
     accum = min(recipe.grad_accum_steps, 3)  # the third micro-step repeats the second
+    starts: list[Start] = []
     for step in range(steps):
+        starts.append(start_of_step(tape))
+        if step >= 2 and repeat(tape, starts[-3], starts[-2], step):
+            continue
         for micro in range(accum):
             cur.category = "inputs"
             ids = Tensor(shape, 8)

@@ -17,17 +17,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmcheck.catalog.config import spec_of_config
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.dsconfig import ZeroSettings, complete
+from llmcheck.shadow import execute as execution
 from llmcheck.shadow import families, run
 from llmcheck.shadow.execute import execute
 from llmcheck.shadow.families.base import Config
 from llmcheck.shadow.kernels import kernels_for
 from llmcheck.shadow.replay import breakdown
+from llmcheck.shadow.tensor import Tape
 from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, RankEstimate, TrainingRecipe
 from llmcheck.units import MIB
 
@@ -103,15 +106,19 @@ def estimates(draw: st.DrawFn) -> Case:
     return Case(model, recipe, cluster, run.simulate_rank(model, recipe, cluster, rank=draw(st.integers(0, cluster.num_gpus - 1))))
 
 
-def states_after(model: ModelSpec, recipe: TrainingRecipe, num_gpus: int, phase: str = "bwd1", rank: int = 0) -> int:
-    """Bytes of weights, gradients and optimizer states at the end of `phase`: when the gradients of a step are complete."""
-    cluster = cluster_of(num_gpus)
+def executed(model: ModelSpec, recipe: TrainingRecipe, num_gpus: int, rank: int = 0, steps: int = 2) -> Tape:
+    """The tape of `rank` on H100s."""
     family = families.get(model.family)
     assert family is not None
-    tape = execute(
+    return execute(
         family, Config(model.config), recipe, ZeroSettings.from_config(recipe.deepspeed, num_gpus, recipe.optimizer),
-        kernels=kernels_for(cluster.gpu), rank=rank, world=num_gpus, flatten_on_device=True, steps=2,
+        kernels=kernels_for(find_gpu("h100")), rank=rank, world=num_gpus, flatten_on_device=True, steps=steps,
     )  # fmt: skip
+
+
+def states_after(model: ModelSpec, recipe: TrainingRecipe, num_gpus: int, phase: str = "bwd1", rank: int = 0) -> int:
+    """Bytes of weights, gradients and optimizer states at the end of `phase`: when the gradients of a step are complete."""
+    tape = executed(model, recipe, num_gpus, rank)
     end = next(position for position, kind, name in tape.marks if (kind, name) == ("phase", phase))
     found = breakdown(tape, tape.sizes, end - 1)
     return sum(found.get(category, 0) for category in STATES)
@@ -172,6 +179,44 @@ def test_the_same_question_has_the_same_answer(case: Case) -> None:
     run._cached_sequence.cache_clear()
 
     assert estimate == run.simulate_rank(model, recipe, cluster, rank=estimate.rank)
+
+
+# --- what is not executed ---------------------------------------------------------------------------------------------------------
+
+
+_SECTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"overlap_comm": True},
+    {"stage3_prefetch_bucket_size": 50_000, "stage3_max_live_parameters": 500_000},
+    {"stage3_param_persistence_threshold": 1000, "stage3_max_reuse_distance": 300_000},
+    {"offload_optimizer": {"device": "cpu"}},
+)
+
+
+@laws(60)
+@given(
+    name=MODELS,
+    recipe=recipes(grad_accum_steps=1) | recipes(zero_stage=3) | recipes(grad_accum_steps=4),
+    num_gpus=st.sampled_from([1, 2, 3]),
+    bucket=BUCKETS,
+    section=st.sampled_from(_SECTIONS),
+)
+def test_a_step_that_is_written_again_is_what_executing_it_gives(
+    name: str, recipe: TrainingRecipe, num_gpus: int, bucket: int, section: dict[str, Any]
+) -> None:
+    if "offload_optimizer" in section:
+        assume(recipe.method == "full" and recipe.zero_stage > 0)
+        recipe = replace(recipe, optimizer="cpu-adam", offload="optimizer")
+    recipe = completed(recipe, num_gpus, bucket, **section)
+    model, rank = small_model(name), num_gpus - 1
+
+    written = executed(model, recipe, num_gpus, rank, steps=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execution, "repeat", lambda *_: False)
+        plain = executed(model, recipe, num_gpus, rank, steps=3)
+
+    assert (plain.events, plain.marks) == (written.events, written.marks)
+    assert (plain.sizes, plain.categories, plain.streams) == (written.sizes, written.categories, written.streams)
 
 
 # --- the smallest GPU ----------------------------------------------------------------------------------------------------------------

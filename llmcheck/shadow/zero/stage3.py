@@ -7,6 +7,7 @@ bucket into a flat partition buffer (``stage3.py``). Names follow the sources.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from math import prod
@@ -134,6 +135,7 @@ class Coordinator:
         self.recompute: dict[int, dict[Param, None]] = {}  # insertion order: a set's would hang on addresses
         self.release_cache: dict[tuple[int, int], frozenset[int]] = {}
         self.params: list[Param] = []
+        self.uses: dict[bool, tuple[list[int], dict[int, list[int]]]] = {}
         self.own: dict[tuple[int, bool], list[Param]] = {}
 
     def own_params(self, module: Module, recurse: bool | None = None) -> list[Param]:
@@ -262,20 +264,30 @@ class Coordinator:
         cached = self.release_cache.get(key)
         if cached is not None:
             return cached
-        release = {p.ds.ident for p in params if not p.ds.persist}
+        numels, places = self._uses(module.zero_leaf)  # sic: whether the released module is a leaf decides
+        start = min(self.step_id, len(self.order))
+        stop = bisect_left(numels, numels[start] + self.settings.max_reuse_distance, start)
+        release = set()
         for p in params:
-            if p.ds.fetched_for > self.step_id:
-                release.discard(p.ds.ident)
-        traversed = 0
-        limit = self.settings.max_reuse_distance
-        for later in self.order[self.step_id :]:
-            if traversed >= limit or not release:
-                break
-            for p in self.own_params(later, module.zero_leaf):  # sic: whether the released module is a leaf decides
-                release.discard(p.ds.ident)
-                traversed += p.ds.numel
+            if not p.ds.persist and p.ds.fetched_for <= self.step_id:
+                used = places.get(p.ds.ident, ())
+                i = bisect_left(used, start)
+                if i == len(used) or used[i] >= stop:
+                    release.add(p.ds.ident)
         out = self.release_cache[key] = frozenset(release)
         return out
+
+    def _uses(self, leaf: bool) -> tuple[list[int], dict[int, list[int]]]:
+        """Of the recorded order: elements of the modules before each place, and the places at which each parameter is used."""
+        if leaf not in self.uses:
+            numels, places = [0], dict[int, list[int]]()
+            for place, module in enumerate(self.order):
+                params = self.own_params(module, leaf)
+                for p in params:
+                    places.setdefault(p.ds.ident, []).append(place)
+                numels.append(numels[-1] + sum(p.ds.numel for p in params))
+            self.uses[leaf] = numels, places
+        return self.uses[leaf]
 
     def release(self, module: Module, forward: bool) -> None:
         """``release_sub_module``."""
@@ -341,6 +353,7 @@ class Hooks:
             known = coordinator.own_params(caller)
             if p not in known:
                 known.append(p)
+                coordinator.uses.clear()
             category, cur.category = cur.category, "gathered_weights"
             p.st = Storage(p.ds.partition_numel * coordinator.world * p.item) if coordinator.world > 1 else p.ds.tensor
             cur.category = category
