@@ -7,9 +7,13 @@ import os
 import stat
 from typing import Any
 
-from llmcheck.errors import UserError
+from llmcheck.errors import UserError, did_you_mean
 
 MAX_BYTES = 64 << 20  # no file that we read is near it: the largest model configurations are below 1 MiB, plan files below 2
+
+
+# What differs between JSON and what people write by hand or Python prints.
+_SYNTAX = "JSON wants double quotes, true, false and null, and has no comments and no comma before a closing bracket"
 
 
 class _BadValueError(ValueError):
@@ -27,18 +31,49 @@ def read_bytes(path: str, *, what: str, where: str = "", max_bytes: int = MAX_BY
     try:
         with open(path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"the {what} is not a regular file: {path}", code="unreadable", where=place)
+                raise UserError(
+                    f"the {what} is not a regular file: {path}",
+                    code="unreadable",
+                    where=place,
+                    why="a pipe or a device could be read for ever",
+                    hint="write its content to a file and give that",
+                )
             data = file.read(max_bytes + 1)
     except OSError as reason:
-        hint = "check the path" if isinstance(reason, FileNotFoundError) else ""
-        raise UserError(
-            f"cannot read the {what}: {path}", code="unreadable", where=place, why=reason.strerror or str(reason), hint=hint
-        ) from reason
+        raise unreadable(path, what=what, where=place, reason=reason) from reason
     except ValueError as reason:  # a NUL in the path
-        raise UserError(f"cannot read the {what}: {path!r}", code="unreadable", where=place, why=str(reason)) from reason
+        raise unreadable(path, what=what, where=place, reason=reason) from reason
     if len(data) > max_bytes:
-        raise UserError(f"the {what} is larger than {max_bytes >> 20} MiB: {path}", code="too-large", where=place, hint="is this the file?")
+        raise UserError(
+            f"the {what} is larger than {max_bytes >> 20} MiB: {path}",
+            code="too-large",
+            where=place,
+            why="none that we know is that large",
+            hint="is this the file? weights and data sets are others",
+        )
     return data
+
+
+def unreadable(path: str, *, what: str, where: str, reason: OSError | ValueError) -> UserError:
+    """The error for a file that could not be opened: what the system said, and what is there instead."""
+    why = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+    return UserError(f"cannot read the {what}: {path}", code="unreadable", where=where, why=why, hint=_way_out(path, reason))
+
+
+def _way_out(path: str, reason: OSError | ValueError) -> str:
+    if isinstance(reason, PermissionError):
+        return "let this user read it, or give a copy"
+    if isinstance(reason, IsADirectoryError):
+        return "that is a folder: give the file in it"
+    if not isinstance(reason, (FileNotFoundError, NotADirectoryError)):
+        return "check the path" if isinstance(reason, ValueError) else "give a copy on a disk that works"
+    folder = os.path.dirname(path) or "."
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return f"there is no folder {folder}: check the path, which is relative to the current folder unless it begins with /"
+    near = did_you_mean(os.path.basename(path), names[:10_000])
+    return near or "check the path: " + ("the current folder" if folder == "." else folder) + " has no such file"
 
 
 def loads(data: bytes, *, what: str, where: str) -> Any:
@@ -47,7 +82,13 @@ def loads(data: bytes, *, what: str, where: str) -> Any:
         text = data.decode("utf-8-sig")
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats, parse_float=_finite)
     except UnicodeDecodeError as reason:
-        raise UserError(f"the {what} is not UTF-8 text", code="not-json", where=where, why=f"byte {reason.start}") from reason
+        raise UserError(
+            f"the {what} is not UTF-8 text",
+            code="not-json",
+            where=where,
+            why=f"byte {reason.start} is none",
+            hint="is it a text file? save it as UTF-8",
+        ) from reason
     except json.JSONDecodeError as reason:
         at_end = reason.pos >= len(text.rstrip())
         raise UserError(
@@ -55,14 +96,24 @@ def loads(data: bytes, *, what: str, where: str) -> Any:
             code="not-json",
             where=f"{where}, line {reason.lineno}, column {reason.colno}",
             why=reason.msg,
-            hint="the file is empty" if not text.strip() else "is the file complete?" if at_end else "",
+            hint="the file is empty" if not text.strip() else "is the file complete?" if at_end else _SYNTAX,
         ) from reason
     except _BadValueError as reason:
-        raise UserError(f"the {what} is not acceptable JSON", code="not-json", where=where, why=str(reason)) from reason
+        raise UserError(
+            f"the {what} is not acceptable JSON", code="not-json", where=where, why=str(reason), hint="mend that value in the file"
+        ) from reason
     except RecursionError as reason:
-        raise UserError(f"the {what} is nested too deeply", code="not-json", where=where) from reason
+        raise UserError(
+            f"the {what} is nested too deeply", code="not-json", where=where, why="none that we know is", hint="is this the file?"
+        ) from reason
     except ValueError as reason:  # an integer beyond the interpreter's limit of digits
-        raise UserError(f"the {what} holds a number that is too long", code="not-json", where=where) from reason
+        raise UserError(
+            f"the {what} holds a number that is too long",
+            code="not-json",
+            where=where,
+            why="it has thousands of digits",
+            hint="is this the file?",
+        ) from reason
 
 
 def load_object(path: str, *, what: str, where: str = "", max_bytes: int = MAX_BYTES) -> dict[str, Any]:

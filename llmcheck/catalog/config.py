@@ -65,11 +65,10 @@ def check_regular(path: str, what: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as reason:
-        why = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        raise UserError(f"cannot read the {what}: {path}", code="unreadable", where=path, why=why, hint="check the path") from reason
+        raise jsonfile.unreadable(path, what=what, where=path, reason=reason) from reason
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise UserError(f"the {what} is {kind}: {path}", code="unreadable", where=path)
+        raise UserError(f"the {what} is {kind}: {path}", code="unreadable", where=path, hint="give the file's own path")
 
 
 def spec_of_config(raw: Mapping[str, Any], *, name: str, source: str, where: str, hub_id: str | None = None) -> ModelSpec:

@@ -87,6 +87,7 @@ def _download(hub_id: str, near: str) -> str:
             f"{hub_id} has no config.json",
             code="unknown-model",
             where="--model",
+            why="the Hub has the repository, but not that file",
             hint="is it a transformers model? GGUF and adapters have none",
         ) from reason
     except Exception as reason:  # the client's transports raise their own kinds; all of them mean that it was not reachable

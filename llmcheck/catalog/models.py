@@ -58,7 +58,13 @@ def find_model(name_or_path: str, *, allow_network: bool = True) -> ModelSpec:
     """The model of a catalogue name, alias, Hub id, config.json or folder with one. Raises UserError (unknown, ambiguous, unreadable)."""
     name = name_or_path.strip()
     if not name or len(name) > MAX_NAME or "\0" in name:
-        raise UserError("no model was named" if not name else "that is no model name", code="unknown-model", where="--model")
+        raise UserError(
+            "no model was named" if not name else "that is no model name",
+            code="unknown-model",
+            where="--model",
+            why="it is empty" if not name else f"a name has at most {MAX_NAME} characters, none of them NUL",
+            hint="`llmcheck models` lists the names",
+        )
     if name.endswith(".json") or name.startswith(("/", "./", "../", "~")) or (os.sep in name and os.path.exists(name)):
         return from_path(os.path.expanduser(name))
     match = _match(name)
@@ -70,6 +76,7 @@ def find_model(name_or_path: str, *, allow_network: bool = True) -> ModelSpec:
         return _from_hub(name, allow_network)
     raise UserError(
         f"unknown model {_shown(name)}", code="unknown-model", where="--model",
+        why="the catalogue has no such name, nothing here is called so, and a Hub id has an owner (owner/name)",
         hint=(did_you_mean(name, known_names()).rstrip("?") or "`llmcheck models` lists the names")
         + "; a folder, a config.json or a Hub id will do, too",
     )  # fmt: skip

@@ -408,6 +408,9 @@ def _num_dense_layers(config: Mapping[str, Any], num_layers: int, has_experts: b
     if not has_experts:
         return num_layers
     dense = int(config.get("first_k_dense_replace") or 0)
+    kinds = config.get("mlp_layer_types")
+    if isinstance(kinds, (list, tuple)):
+        return sum(kind == "dense" for kind in kinds[:num_layers])
     listed = config.get("mlp_only_layers")
     if isinstance(listed, (list, tuple)):
         dense += len(listed)

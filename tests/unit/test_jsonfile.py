@@ -42,9 +42,17 @@ def test_a_bad_document_is_a_user_error(data: bytes, code: str, word: str) -> No
         jsonfile.loads(data, what="file", where="x.json")
     assert (error.value.code, error.value.exit_code) == (code, 2)
     assert "x.json" in error.value.where
+    assert error.value.why
+    assert error.value.hint
 
 
-def test_a_file_beyond_the_limit_is_not_read_whole(tmp_path: Path) -> None:
+def test_what_python_prints_is_told_from_json() -> None:
+    with pytest.raises(UserError) as error:
+        jsonfile.loads(b"{'a': True, }", what="file", where="x.json")
+    assert "double quotes" in error.value.hint
+
+
+def test_a_file_beyond_beyond_the_limit_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "huge.json"
     with path.open("wb") as file:
         file.truncate(10 << 30)  # sparse: takes no disk
@@ -57,6 +65,21 @@ def test_a_path_that_cannot_be_read_is_a_user_error(tmp_path: Path, name: str) -
     with pytest.raises(UserError) as error:
         jsonfile.load(f"{tmp_path}/{name}", what="file")
     assert error.value.code == "unreadable"
+    assert error.value.why
+    assert error.value.hint
+
+
+def test_a_misspelt_file_is_named_by_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "ds_config.json").write_text("{}")
+    with pytest.raises(UserError) as error:
+        jsonfile.load(f"{tmp_path}/ds_confg.json", what="file")
+    assert error.value.hint == "did you mean 'ds_config.json'?"
+
+
+def test_a_missing_folder_is_told_from_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        jsonfile.load(f"{tmp_path}/no/a.json", what="file")
+    assert error.value.hint.startswith(f"there is no folder {tmp_path}/no")
 
 
 def test_a_device_is_refused() -> None:

@@ -1,11 +1,12 @@
-"""DeepSeek-V2 and -V3: latent attention, routed experts beside shared ones.
+"""DeepSeek-V2 and -V3, GLM-4.7-Flash: latent attention, routed experts beside shared ones.
 
-Written along ``transformers/models/{deepseek_v2,deepseek_v3}/modeling_*.py`` (5.17). Query, key and value come from low-rank projections;
-the key is assembled in place from a part of each head and one that all heads share. Routers compute in fp32.
+Written along ``transformers/models/{deepseek_v2,deepseek_v3,glm4_moe_lite}/modeling_*.py`` (5.17). Query, key and value come from
+low-rank projections; the key is assembled in place from a part of each head and one that all heads share. Routers compute in fp32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llmcheck.shadow import ops
@@ -230,12 +231,19 @@ class DeepseekMoe(Module):
 
 
 def _model(
-    build: Build, config: Config, run: Run, attention: type[LatentAttention], router: type[TopkRouter], bias: bool, rotary: Any = None
+    build: Build,
+    config: Config,
+    run: Run,
+    attention: type[LatentAttention],
+    router: type[TopkRouter],
+    bias: bool,
+    sparse: Callable[[int], bool],
+    rotary: Any = None,
 ) -> CausalLM:
     def layer(index: int) -> LlamaDecoderLayer:
         self_attn = attention(build, config, run)
         mlp: Module
-        if index >= config.first_k_dense_replace:
+        if sparse(index):
             mlp = DeepseekMoe(build, config, router, bias)
         else:
             mlp = GatedMLP(build, config.hidden_size, config.intermediate_size, bias, config.hidden_act)
@@ -248,11 +256,24 @@ def _deepseek_v2(build: Build, config: Config, run: Run) -> CausalLM:
     def rotary(config: Config) -> Module:
         return ComplexRotaryEmbedding(rotary_dim(config))
 
-    return _model(build, config, run, DeepseekV2Attention, DeepseekV2Router, config.mlp_bias, rotary)
+    def sparse(index: int) -> bool:
+        return bool(index >= config.first_k_dense_replace)
+
+    return _model(build, config, run, DeepseekV2Attention, DeepseekV2Router, config.mlp_bias, sparse, rotary)
 
 
 def _deepseek_v3(build: Build, config: Config, run: Run) -> CausalLM:
-    return _model(build, config, run, DeepseekV3Attention, DeepseekV3Router, False)
+    def sparse(index: int) -> bool:
+        return bool(index >= config.first_k_dense_replace)
+
+    return _model(build, config, run, DeepseekV3Attention, DeepseekV3Router, False, sparse)
+
+
+def _glm4_moe_lite(build: Build, config: Config, run: Run) -> CausalLM:
+    def sparse(index: int) -> bool:
+        return bool(config.mlp_layer_types[index] == "sparse")
+
+    return _model(build, config, run, DeepseekV3Attention, DeepseekV3Router, False, sparse)
 
 
 # peft (0.21) takes gate_proj, up_proj and down_proj for the experts' parameters and refuses them with adapter dropout: see moe.py
@@ -260,4 +281,5 @@ _ATTENTION = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj
 FAMILIES = (
     Family("deepseek_v2", _deepseek_v2, {}, _ATTENTION, _ATTENTION),
     Family("deepseek_v3", _deepseek_v3, {}, _ATTENTION, _ATTENTION),
+    Family("glm4_moe_lite", _glm4_moe_lite, {}, _ATTENTION, _ATTENTION),
 )

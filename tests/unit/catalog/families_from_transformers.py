@@ -78,8 +78,8 @@ HEADER = """\
 #   keeps_null         of the others, those in which null is a value too: the class takes it, and the model trains with it
 #   aliases            other names under which the class takes a field
 #   rope               rotary parameters of a configuration that gives none
-#   linear_targets     last names of the linear layers of the blocks (what LoRA's "all-linear" adapts)
-#   attention_targets  those of them within attention
+#   linear_targets     last names of the layers that LoRA's "all-linear" adapts: fused experts are not among them
+#   attention_targets  last names of the linear layers within attention
 """
 
 
@@ -183,23 +183,39 @@ def small(family: str, layers: int, **given: Any) -> Any:
 
 
 def linear_layers(family: str) -> tuple[list[str], list[str]]:
-    """Last names of the linear layers of the blocks, and of those that are within attention."""
+    """Last names of the layers that peft's "all-linear" adapts, with dropout as is usual, and of the linear layers within attention."""
+    every, attention = adapted_layers(family)
+    if defaults(family).get("q_lora_rank") is not None:  # a model without has one projection more
+        more, also = adapted_layers(family, q_lora_rank=None)
+        every, attention = every | more, attention | also
+    return sorted(every), sorted(attention)
+
+
+def adapted_layers(family: str, **given: Any) -> tuple[set[str], set[str]]:
+    """What `linear_layers` says of one configuration.
+
+    Where peft takes gate_proj and the like for the experts' fused parameters it refuses dropout: what is left then is the attention.
+    """
+    import peft
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(small(family, layers=8))
-    head = model.get_output_embeddings()
-    every, attention = set(), set()
+        model = AutoModelForCausalLM.from_config(small(family, layers=8, **given))
+    attention: set[str] = set()
     for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear | Conv1D) or module is head or not any(part.isdigit() for part in name.split(".")):
-            continue
         *path, last = name.split(".")
-        every.add(last)
-        if any("att" in part for part in path):
+        if isinstance(module, torch.nn.Linear | Conv1D) and any(p.isdigit() for p in path) and any("att" in part for part in path):
             attention.add(last)
-    return sorted(every), sorted(attention)
+    try:
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", lora_dropout=0.05, task_type="CAUSAL_LM"))
+    except ValueError as refusal:
+        if "ParamWrapper" not in str(refusal):
+            raise
+        return attention, attention
+    every = {name.split(".lora_A.")[0].rsplit(".", 1)[-1] for name, _ in adapted.named_parameters() if ".lora_A." in name}
+    return every, attention
 
 
 def toml(value: Any) -> str:

@@ -28,6 +28,7 @@ def generator() -> ModuleType:
 
 def test_the_file_is_what_the_installed_transformers_says() -> None:
     pytest.importorskip("torch")
+    pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers", minversion="5.17")
     if transformers.__version__ != "5.17.0":
         pytest.skip("the file describes transformers 5.17.0")
@@ -54,6 +55,14 @@ def test_attention_layers_are_linear_layers(name: str) -> None:
     data = family_data(name)
     assert data is not None
     assert set() < set(data.attention_targets) <= set(data.linear_targets)
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_lora_adapts_what_peft_adapts(name: str) -> None:
+    data, family = family_data(name), families.get(name)
+    assert data is not None
+    assert family is not None
+    assert (set(family.linear_targets), set(family.attention_targets)) == (set(data.linear_targets), set(data.attention_targets))
 
 
 @pytest.mark.parametrize("name", names())

@@ -105,6 +105,7 @@ def test_a_miss_names_the_nearest(typo: str, meant: str) -> None:
     with pytest.raises(UserError, match="unknown model") as error:
         find_model(typo)
     assert meant in error.value.hint
+    assert "the catalogue has no such name" in error.value.why
     assert (error.value.code, error.value.exit_code, error.value.where) == ("unknown-model", 2, "--model")
 
 
