@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmcheck.errors", "llmcheck.units", "llmcheck.types"),
     ("llmcheck.toml", "llmcheck.jsonfile", "llmcheck.files", "llmcheck.console"),
+    ("llmcheck.progress",),
     ("llmcheck.planner.plan", "llmcheck.codec"),
     ("llmcheck.dsconfig",),
     ("llmcheck.shadow",),

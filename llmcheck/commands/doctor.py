@@ -10,14 +10,14 @@ from datetime import date
 from typing import Any
 
 from llmcheck.commands.values import choice
-from llmcheck.console import emit, terminal
+from llmcheck.console import complain, emit, terminal
 from llmcheck.doctor import recognise
 from llmcheck.doctor.examine import examine
 from llmcheck.doctor.subjects import Request, gather
 from llmcheck.errors import UserError, did_you_mean
 from llmcheck.files import find_place, write_atomically
 from llmcheck.report import settings as gate_settings
-from llmcheck.report.finding import Report
+from llmcheck.report.finding import Finding, Report
 from llmcheck.report.gate import Gate, apply, exit_code
 from llmcheck.rules.facts import load_registry
 from llmcheck.rules.load import load_all
@@ -36,6 +36,7 @@ _MARKS = {
     "text": b"   examined: ",
     "baseline": b'"schema": "llmcheck.baseline/',
 }
+_WINDOW_BYTES = (16 << 20, 256 << 20)  # of a log, unless --full: how it began, and how it ended
 _PINS = ("requirements.txt", "pyproject.toml", "uv.lock", "poetry.lock", "environment.yml", gate_settings.FILE)
 
 
@@ -52,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", nargs="*", metavar="PATH", help="files and folders to examine, each told by its name and content")
     what = parser.add_argument_group("what to examine (without any: this environment)")
     what.add_argument("--log", metavar="FILE", action="append", default=[], help="a log of a run, - for stdin; repeatable")
+    what.add_argument("--full", action="store_true", help="read large logs whole, not only their first 16 and last 256 MiB")
     what.add_argument("--follow", action="store_true", help="go on reading the log as the run writes it; Ctrl-C ends")
     what.add_argument("--tokenizer", metavar="DIR", help="a tokenizer's folder")
     what.add_argument("--model", metavar="DIR", help="a model's folder: its configuration and the heads of its weight files")
@@ -110,10 +112,13 @@ def run(args: argparse.Namespace) -> int:
     gathered = gather(requests)
     report = examine(packs, gathered, registry, gate, today)
     logs = [log for request in requests for log in request.logs]
-    if logs:
+    if logs and args.follow:
+        report = _follow(report, logs[0], packs, gate, today)
+    elif logs:
         from llmcheck.doctor.logs import add_logs
+        from llmcheck.logs.source import Window
 
-        report = add_logs(report, logs, packs, gate)
+        report = add_logs(report, logs, packs, gate, today, window=None if args.full else Window(*_WINDOW_BYTES))
     report = apply(report, gate, today)
     code = exit_code(report, gate)
     code = 0 if code == 1 and args.exit_zero else code
@@ -126,6 +131,23 @@ def run(args: argparse.Namespace) -> int:
 
         write_bundle(args.bundle, report, gathered, exit_code=code)
     return code
+
+
+def _follow(report: Report, path: str, packs: Sequence[Pack], gate: Gate, today: date) -> Report:
+    """Tell on stdout what is new as the run writes it; the whole report comes when a pipe ends. Ctrl-C ends with 130, without a report."""
+    from llmcheck.doctor import logs
+    from llmcheck.render import report_text
+
+    where = terminal(sys.stdout)
+
+    def tell(findings: Sequence[Finding], notice: str) -> None:
+        if notice:
+            complain([f"note: {notice}"])
+        if findings:
+            emit(report_text.render_findings(findings, where))
+
+    results = logs.follow(path, packs, gate, today, tell)
+    return logs.with_logs(report, results, packs, gate, today)
 
 
 def _requests(args: argparse.Namespace) -> list[Request]:

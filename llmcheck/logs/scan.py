@@ -400,11 +400,13 @@ class Scanner:
         state.num_unmatched, state.last_unmatched = 0, None
 
 
-def scan(source: Source, signatures: Signatures, *, limits: Limits | None = None) -> ScanResult:
-    """Scan an opened log to its end. Raises UserError when it cannot be read."""
+def scan(source: Source, signatures: Signatures, *, limits: Limits | None = None, watch: Callable[[int], None] | None = None) -> ScanResult:
+    """Scan an opened log to its end; `watch` is told how many bytes each step took. Raises UserError when it cannot be read."""
     scanner = Scanner(signatures, source.name, limits=limits)
     for chunk in source.chunks():
         scanner.feed(chunk)
+        if watch is not None:
+            watch(len(chunk.data))
     return scanner.finish(source.notes)
 
 

@@ -6,7 +6,7 @@ Everything that comes from a log, a file name or a pack is spelt out by `escape`
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from llmcheck.console import Terminal, escape
@@ -25,6 +25,15 @@ _MAX_UNKNOWN = 8  # undecided rules that are told one by one
 
 def render(report: Report, exit_code: int, terminal: Terminal, *, min_confidence: Confidence = "low", verbose: bool = False) -> str:
     """`report` as text for `terminal`."""
+    return _print(_parts(report, exit_code, terminal, min_confidence, verbose), terminal)
+
+
+def render_findings(findings: Sequence[Finding], terminal: Terminal) -> str:
+    """A few findings by themselves, as a followed log brings them."""
+    return _print((part for finding in findings for part in _finding(finding, terminal)), terminal)
+
+
+def _print(parts: Iterable[RenderableType], terminal: Terminal) -> str:
     from rich.console import Console
 
     stream = io.StringIO()
@@ -38,7 +47,7 @@ def render(report: Report, exit_code: int, terminal: Terminal, *, min_confidence
         markup=False,
         emoji=False,
     )
-    for part in _parts(report, exit_code, terminal, min_confidence, verbose):
+    for part in parts:
         console.print(part)
     return "\n".join(line.rstrip() for line in stream.getvalue().split("\n"))
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 
+from llmcheck.logs.scan import Signatures, scan_text
 from llmcheck.rules.engine import judge
 from llmcheck.rules.facts import Facts, Registry
 from llmcheck.rules.rule import Example, Pack, Rule
@@ -24,7 +24,7 @@ class Failure:
 
 def run_examples(packs: Sequence[Pack], registry: Registry, today: date) -> list[Failure]:
     """The examples of `packs` (loaded with them) that fail."""
-    signatures = [rule for pack in packs for rule in pack.rules if rule.log is not None and rule.status != "removed"]
+    signatures = Signatures(rule for pack in packs for rule in pack.rules)
     failures: list[Failure] = []
     for pack in packs:
         for rule in pack.rules:
@@ -59,48 +59,23 @@ def _facts(rule: Rule, example: Example, registry: Registry, today: date) -> Ite
         yield f"expected message {example.message!r}, was {result.message!r}"
 
 
-def _log(rule: Rule, example: Example, signatures: Sequence[Rule]) -> Iterator[str]:
-    log = example.log or ""
-    fired = {signature.name: found for signature in signatures if (found := _matches(signature, log))}
-    own = fired.pop(rule.name, [])
+def _log(rule: Rule, example: Example, signatures: Signatures) -> Iterator[str]:
+    groups = [group for group in scan_text(example.log or "", signatures).groups if group.fired]
+    own = [group for group in groups if group.rule.name == rule.name]
+    others = {group.rule.name: group for group in groups if group.rule.name != rule.name}
     if bool(own) != (example.expect == "fail"):
-        yield f"expected {example.expect}, but " + (f"it fired on line {own[0][0]}" if own else "it did not fire")
+        yield f"expected {example.expect}, but " + (f"it fired on line {own[0].first.line}" if own else "it did not fire")
     elif own:
-        line, captures = own[0]
-        if example.line is not None and line != example.line:
-            yield f"expected a match on line {example.line}, was {line}"
+        first = own[0].first
+        if example.line is not None and first.line != example.line:
+            yield f"expected a match on line {example.line}, was {first.line}"
         for name, value in (example.captures or {}).items():
-            if captures.get(name) != value:
-                yield f"capture {name}: expected {value!r}, was {captures.get(name)!r}"
-    for name in fired:
-        other = next(signature for signature in signatures if signature.name == name)
-        assert other.log is not None
-        if name not in example.also and other.log.role != "context":
-            yield f"{other.code} {name} fires on it too, on line {fired[name][0][0]}; if it may, list it in also"
+            if first.captures.get(name) != value:
+                yield f"capture {name}: expected {value!r}, was {first.captures.get(name)!r}"
+    for name, group in others.items():
+        assert group.rule.log is not None
+        if name not in example.also and group.rule.log.role != "context":
+            yield f"{group.rule.code} {name} fires on it too, on line {group.first.line}; if it may, list it in also"
     for name in example.also:
-        if name not in fired:
+        if name not in others:
             yield f"also: {name} does not fire on it"
-
-
-def _matches(rule: Rule, log: str) -> list[tuple[int, dict[str, str | None]]]:
-    """(line, captures) of the signature's matches, line from 1."""
-    assert rule.log is not None
-    lines = log.splitlines()
-    found = []
-    for index, line in enumerate(lines):
-        if any(literal in line for literal in rule.log.literal):
-            match = re.search(rule.log.pattern, "\n".join(lines[index : index + rule.log.lines]))
-            if match is not None and _surrounded(rule, lines, index):
-                found.append((index + 1, match.groupdict()))
-    return found if len(found) >= rule.log.min_count else []
-
-
-def _surrounded(rule: Rule, lines: Sequence[str], index: int) -> bool:
-    assert rule.log is not None
-    for contexts, side in ((rule.log.above, -1), (rule.log.below, 1)):
-        for context in contexts:
-            near = lines[max(0, index - context.within) : index] if side < 0 else lines[index + 1 : index + 1 + context.within]
-            there = any(context.literal in line and (not context.pattern or re.search(context.pattern, line)) for line in near)
-            if there == context.absent:
-                return False
-    return True
