@@ -9,7 +9,7 @@ from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
 from llmcheck.shadow.optim import OptimizerState
-from llmcheck.shadow.steady import Start, repeat, start_of_step
+from llmcheck.shadow.steady import Start, repeat, repeat_first, start_of_step
 from llmcheck.shadow.tensor import Tape, Tensor, backward, cur
 from llmcheck.shadow.zero import stage0
 from llmcheck.shadow.zero.stage3 import Stage3, Stage3Build
@@ -100,6 +100,8 @@ def _train(model: CausalLM, engine: Any, recipe: TrainingRecipe, kernels: Kernel
     starts: list[Start] = []
     for step in range(steps):
         starts.append(start_of_step(tape))
+        if step == 1 and not isinstance(engine, Stage3) and ids is not None and repeat_first(tape, starts[0], ids.st.ident, step):
+            continue
         if step >= 2 and repeat(tape, starts[-3], starts[-2], step):
             continue
         for micro in range(accum):
