@@ -25,13 +25,11 @@ ALLOCATED_TOLERANCE = 0.005
 RESERVED_TOLERANCE = 0.03
 LONG = 24  # layers x accumulation steps from which on a row counts as long
 
-SAVED_MODULES = "peft's modules_to_save keeps a second copy of the embedding and the head: not simulated"
 ADAPTED_EXPERTS = "peft adapts the fused expert weights as parameters: not simulated"
 LAG = "ZeRO-3: the CPU was further ahead of the GPU than the clock has it; the interval holds the measurement"
 
-ALLOCATED_EXCEPTIONS = {"tr-l-lora-emb": SAVED_MODULES, "tr-qwen3moe-lora-experts": ADAPTED_EXPERTS}
+ALLOCATED_EXCEPTIONS = {"tr-qwen3moe-lora-experts": ADAPTED_EXPERTS}
 RESERVED_EXCEPTIONS = {
-    "tr-l-lora-emb": SAVED_MODULES,
     "tr-l-z3-offopt": LAG,
     "tr-olmoe-z3-w8": LAG,
 }
