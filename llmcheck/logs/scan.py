@@ -1,0 +1,438 @@
+"""Matching signatures against a log, chunk by chunk: literals find candidate lines, patterns decide on the cleaned line.
+
+Work is bounded whatever the log holds: patterns see at most 8 KiB, a rule that has matched often is sampled and counted, and one that
+takes too long is given up and reported as undecided.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from llmcheck.logs.clean import MAX_RAW_BYTES, Clean
+from llmcheck.logs.match import Group, Match, ScanResult, TracebackGroup, Undecided
+from llmcheck.logs.page import Line, Page
+from llmcheck.logs.prefilter import Engine, Hits, make_prefilter
+from llmcheck.logs.source import Chunk, Source
+from llmcheck.logs.tracebacks import HEADER, Collector, Fold
+from llmcheck.rules.patterns import WINDOW_CHARS
+from llmcheck.rules.rule import Context, LogPattern, Rule
+
+MAX_TEXT_CHARS = 500  # of a line that is kept to be shown
+MAX_CAPTURE_CHARS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much work one rule may cause in one log."""
+
+    num_matches: int = 500  # matched one by one; of what comes after, every 64th line is, and all are counted
+    sample_every: int = 64
+    num_groups: int = 100  # that `group_by` may make; the others are folded into one
+    num_ranks: int = 65_536  # told apart
+    num_pending: int = 200  # matches that wait for lines below them
+    rule_seconds: float = 5.0  # spent in a rule's patterns before it is given up
+    num_tracebacks: int = 1_000  # read in full; of those after, the last of each chunk
+    foreign_lines_per_line: int = 32  # of other ranks, that a window of several lines may reach over
+
+
+OTHERS = (("", "others"),)  # key of the group that takes what `Limits.num_groups` leaves over
+
+
+class Signatures:
+    """Rules made ready: one table of literals and the engine that finds them. Serves any number of logs."""
+
+    def __init__(self, rules: Iterable[Rule], engine: Engine | None = None) -> None:
+        self.rules = tuple(rule for rule in rules if rule.log is not None and rule.status != "removed")
+        table: dict[str, list[tuple[int, int]]] = {HEADER: []}  # literal -> (rule, its context or -1)
+        for index, rule in enumerate(self.rules):
+            for literal in dict.fromkeys(_log(rule).literal):
+                table.setdefault(literal, []).append((index, -1))
+            for place, context in enumerate(_contexts(rule)):
+                table.setdefault(context.literal, []).append((index, place))
+        self.uses = list(table.values())
+        self.header = list(table).index(HEADER)
+        self.prefilter = make_prefilter([literal.encode("utf-8") for literal in table], engine)
+        self._patterns: dict[str, re.Pattern[str]] = {}
+
+    def pattern(self, text: str) -> re.Pattern[str]:
+        """`text` compiled, once. Most rules of a pack never come this far."""
+        found = self._patterns.get(text)
+        if found is None:
+            found = self._patterns[text] = re.compile(text)
+        return found
+
+
+@dataclass(kw_only=True, eq=False)
+class _Candidate:
+    """A line with a literal, until it is known whether it is a match: its window and what stands below may be missing."""
+
+    rule: int
+    line: Line
+    first: Clean
+    texts: list[str]
+    num_foreign: int = 0
+    match: Match | None = None
+    judged: bool = False
+    dead: bool = False
+    below: set[int] = field(default_factory=set)  # contexts still to be seen
+
+
+@dataclass(kw_only=True, eq=False)
+class _State:
+    """What one rule has come to in one log."""
+
+    groups: dict[tuple[tuple[str, str], ...], Group] = field(default_factory=dict)
+    num_matches: int = 0
+    num_after: int = 0  # candidate lines after the first `Limits.num_matches` matches
+    num_unmatched: int = 0  # those that were only counted
+    last_unmatched: tuple[bytes, Line] | None = None
+    seconds: float = 0.0
+    gave_up: str = ""
+    pending: list[_Candidate] = field(default_factory=list)
+    seen: dict[int, int] = field(default_factory=dict)  # context -> number of the last line that has it
+
+
+class Scanner:
+    """Scans one log. Feed it chunks in order, then call :meth:`finish`."""
+
+    def __init__(
+        self, signatures: Signatures, source: str = "-", *, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._signatures = signatures
+        self._source = source
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._states = [_State() for _ in signatures.rules]
+        self._windows: list[_Candidate] = []
+        self._collectors: list[Collector] = []
+        self._headers: set[int] = set()
+        self._fold = Fold()
+        self._num_tracebacks = 0
+        self._number = 1
+        self._num_bytes = 0
+        self._open_line = False  # the last chunk did not end its last line
+
+    def feed(self, chunk: Chunk) -> None:
+        """Scan the lines of `chunk`."""
+        if chunk.gap_lines:
+            self.settle()
+            self._number += chunk.gap_lines
+        page = Page(chunk, self._number)
+        self._num_bytes += len(chunk.data)
+        self._resume(page)
+        headers = self._lines(page, self._signatures.prefilter.hits(page.data))
+        for line in headers[-2:]:  # beyond the limit: the last ones, since the last exception is the one that ended the run
+            self._traceback(page, line)
+        self._number += page.num_lines()
+        self._open_line = bool(chunk.data) and not chunk.data.endswith(b"\n")
+        self._expire(self._number)
+
+    def settle(self) -> None:
+        """Judge what waits for more lines as if there were none. For a log that has stopped growing for now."""
+        for candidate in self._windows:
+            self._judge(candidate)
+        self._windows.clear()
+        for collector in self._collectors:
+            self._close(collector)
+        self._collectors.clear()
+
+    def fired(self) -> list[Group]:
+        """Groups that fired so far, in order of their first line."""
+        groups = [group for state in self._states for group in state.groups.values() if group.fired]
+        return sorted(groups, key=lambda group: (group.first.offset, group.rule.code))
+
+    def tracebacks(self) -> tuple[TracebackGroup, ...]:
+        """Tracebacks so far, in order of their first line."""
+        return self._fold.groups()
+
+    def finish(self, notes: Iterable[str] = ()) -> ScanResult:
+        """The outcome; `notes` say what was not read."""
+        self.settle()
+        self._expire(None)
+        for index, state in enumerate(self._states):
+            self._settle_counts(index, state)
+        undecided = [
+            Undecided(rule=rule, reason=state.gave_up)
+            for rule, state in zip(self._signatures.rules, self._states, strict=True)
+            if state.gave_up
+        ]
+        return ScanResult(
+            source=self._source,
+            groups=tuple(self.fired()),
+            tracebacks=self._fold.groups(),
+            undecided=tuple(undecided),
+            notes=tuple(notes),
+            num_lines=self._number - 1 + self._open_line,
+            num_bytes=self._num_bytes,
+            engine=self._signatures.prefilter.name,
+        )
+
+    def _lines(self, page: Page, hits: Hits) -> list[Line]:
+        """Go through the lines that have literals; returns headers of tracebacks that were left out."""
+        header, left = self._signatures.header, []
+        index, num_hits = 0, len(hits)
+        while index < num_hits:
+            line = page.line_at(hits[index][0])
+            limit = min(line.end, line.start + MAX_RAW_BYTES)
+            found: dict[int, None] = {}
+            while index < num_hits and hits[index][0] < line.end:
+                if hits[index][0] < limit:
+                    found[hits[index][1]] = None
+                index += 1
+            self._line(page, line, found)
+            if header in found and line.offset not in self._headers:
+                if self._num_tracebacks < self._limits.num_tracebacks:
+                    self._traceback(page, line)
+                else:
+                    left.append(line)
+        return left
+
+    def _line(self, page: Page, line: Line, found: Iterable[int]) -> None:
+        uses = [use for literal in found for use in self._signatures.uses[literal]]
+        for rule in dict.fromkeys(rule for rule, context in uses if context < 0):
+            self._consider(page, line, rule)
+        for rule, context in uses:
+            if context >= 0 and not self._states[rule].gave_up:
+                self._see(page, line, rule, context)
+
+    def _consider(self, page: Page, line: Line, rule: int) -> None:
+        """A line has a literal of `rule`."""
+        state = self._states[rule]
+        if state.gave_up:
+            return
+        if state.num_matches >= self._limits.num_matches:
+            state.num_after += 1
+            if state.num_after % self._limits.sample_every:
+                state.num_unmatched += 1
+                # Offsets and numbers stay true, but the data must not keep the whole chunk alive.
+                state.last_unmatched = (page.data[line.start : min(line.end, line.start + MAX_RAW_BYTES)], line)
+                return
+            state.last_unmatched = None
+        log = _log(self._signatures.rules[rule])
+        clean = page.clean(line)
+        if not _level_counts(log, clean) or not any(literal in clean.text for literal in log.literal):
+            return
+        if log.above and not _holds_above(log.above, state.seen, line.number):
+            return
+        candidate = _Candidate(rule=rule, line=line, first=clean, texts=[clean.text])
+        if log.below:
+            if len(state.pending) >= self._limits.num_pending:
+                state.num_unmatched += 1
+                return
+            candidate.below = {len(log.above) + place for place, context in enumerate(log.below) if not context.absent}
+            state.pending.append(candidate)
+        if log.lines == 1 or self._extend(candidate, page, line):
+            self._judge(candidate)
+        else:
+            self._windows.append(candidate)
+
+    def _extend(self, candidate: _Candidate, page: Page, after: Line | None) -> bool:
+        """Give a window the lines that it lacks; False when it wants more than the page has."""
+        wanted = _log(self._signatures.rules[candidate.rule]).lines
+        most = wanted * self._limits.foreign_lines_per_line
+        for line in page.lines_after(after):
+            clean = page.clean(line)
+            if clean.stream == candidate.first.stream:
+                candidate.texts.append(clean.text)
+            else:
+                candidate.num_foreign += 1
+            if len(candidate.texts) >= wanted or candidate.num_foreign >= most or sum(map(len, candidate.texts)) > WINDOW_CHARS:
+                return True
+        return False
+
+    def _judge(self, candidate: _Candidate) -> None:
+        """Search the pattern, the window being whole."""
+        candidate.judged = True
+        rule = self._signatures.rules[candidate.rule]
+        log = _log(rule)
+        found = self._search(candidate.rule, log.pattern, "\n".join(candidate.texts)[:WINDOW_CHARS], candidate.line.number)
+        if found is None or found.start() > len(candidate.texts[0]):  # a match below the first line belongs to a later candidate
+            candidate.dead = True
+            return
+        captures = {name: value[:MAX_CAPTURE_CHARS] for name, value in found.groupdict().items() if value is not None}
+        rank = candidate.first.rank
+        if rank is None and (digits := captures.get("rank", "")).isascii() and digits.isdigit() and len(digits) < 7:
+            rank = int(digits)
+        candidate.match = Match(
+            source=self._source,
+            line=candidate.line.number,
+            offset=candidate.line.offset,
+            text=candidate.first.text[:MAX_TEXT_CHARS],
+            captures=captures,
+            rank=rank,
+            level=candidate.first.level,
+        )
+        if not log.below and not candidate.dead:
+            self._accept(candidate.rule, candidate.match)
+
+    def _search(self, rule: int, pattern: str, text: str, number: int) -> re.Match[str] | None:
+        """Search with the clock running; gives the rule up when its time is spent."""
+        state = self._states[rule]
+        if state.gave_up:
+            return None
+        begin = self._clock()
+        try:
+            found = self._signatures.pattern(pattern).search(text)
+        except (re.error, RecursionError, OverflowError) as reason:  # lint refuses these; a pack may come without
+            state.gave_up = f"its pattern cannot be used: {reason}"
+            return None
+        state.seconds += self._clock() - begin
+        if state.seconds > self._limits.rule_seconds:
+            state.gave_up = f"its pattern took more than {self._limits.rule_seconds:g} s: not looked for after line {number:,}"
+        return found
+
+    def _accept(self, rule: int, match: Match) -> None:
+        state, limits = self._states[rule], self._limits
+        state.num_matches += 1
+        log = _log(self._signatures.rules[rule])
+        key = tuple((name, match.captures.get(name, "")) for name in log.group_by)
+        if key not in state.groups and len(state.groups) >= limits.num_groups:
+            key = OTHERS
+        group = state.groups.get(key)
+        if group is None:
+            group = state.groups[key] = Group(rule=self._signatures.rules[rule], key=key, first=match, last=match)
+        group.count += 1
+        if match.rank in group.ranks or len(group.ranks) < limits.num_ranks:
+            group.ranks[match.rank] = group.ranks.get(match.rank, 0) + 1
+        # Windows and contexts may finish out of order.
+        group.first = min(group.first, match, key=lambda m: m.offset)
+        group.last = max(group.last, match, key=lambda m: m.offset)
+
+    def _see(self, page: Page, line: Line, rule: int, place: int) -> None:
+        """A line has the literal of a rule's context."""
+        state = self._states[rule]
+        log = _log(self._signatures.rules[rule])
+        context = _contexts(self._signatures.rules[rule])[place]
+        below = place >= len(log.above)
+        if below and not state.pending:
+            return
+        text = page.clean(line).text
+        if context.literal not in text:
+            return
+        if context.pattern and self._search(rule, context.pattern, text, line.number) is None:
+            return
+        if not below:
+            state.seen[place] = line.number
+            return
+        absent = any(other.absent for other in log.below)
+        for candidate in tuple(state.pending):
+            if candidate.line.offset < line.offset and line.number - candidate.line.number <= context.within:
+                if context.absent:
+                    candidate.dead = True
+                else:
+                    candidate.below.discard(place)
+                    if not candidate.below and not absent and candidate.match is not None:
+                        state.pending.remove(candidate)
+                        self._accept(rule, candidate.match)
+
+    def _expire(self, number: int | None) -> None:
+        """Decide on candidates whose contexts below would have come before line `number`; None: the log is over."""
+        for index, state in enumerate(self._states):
+            if not state.pending:
+                continue
+            log = _log(self._signatures.rules[index])
+            furthest = max(context.within for context in log.below)
+            waiting = []
+            for candidate in state.pending:
+                if candidate.dead:
+                    continue
+                if number is not None and (not candidate.judged or number - candidate.line.number <= furthest):
+                    waiting.append(candidate)
+                elif not candidate.below and candidate.match is not None:
+                    self._accept(index, candidate.match)
+            state.pending = waiting
+
+    def _resume(self, page: Page) -> None:
+        """Go on with what the last chunk left unfinished."""
+        still = []
+        for candidate in self._windows:
+            if self._extend(candidate, page, None):
+                self._judge(candidate)
+            else:
+                still.append(candidate)
+        self._windows = still
+        self._collectors = [collector for collector in self._collectors if not self._collect(collector, page, None)]
+
+    def _traceback(self, page: Page, line: Line) -> None:
+        clean = page.clean(line)
+        if not clean.text.endswith(HEADER):  # a mention
+            return
+        self._num_tracebacks += 1
+        collector = Collector(self._source, line.number, line.offset, clean)
+        if not self._collect(collector, page, line):
+            self._collectors.append(collector)
+
+    def _collect(self, collector: Collector, page: Page, after: Line | None) -> bool:
+        for line in page.lines_after(after):
+            if collector.feed(line.number, line.offset, page.clean(line)):
+                self._close(collector)
+                return True
+        self._headers |= collector.headers
+        return False
+
+    def _close(self, collector: Collector) -> None:
+        self._headers |= collector.headers
+        if (traceback := collector.result()) is not None:
+            self._fold.add(traceback)
+
+    def _settle_counts(self, rule: int, state: _State) -> None:
+        """Add the lines that were only counted, and match the last of them, so that a group's last line is its last."""
+        if not state.num_unmatched:
+            return
+        if state.last_unmatched is not None:
+            data, line = state.last_unmatched
+            state.num_unmatched -= 1
+            page = Page(Chunk(data, line.offset), line.number)
+            log, matches = _log(self._signatures.rules[rule]), self._limits.num_matches
+            if log.lines == 1 and not log.below:
+                clean = page.clean(Line(0, len(data), line.number, line.offset))
+                if _level_counts(log, clean) and any(literal in clean.text for literal in log.literal) and state.num_matches >= matches:
+                    self._judge(_Candidate(rule=rule, line=line, first=clean, texts=[clean.text]))
+        if not state.groups:
+            return
+        for group in state.groups.values():
+            group.exact = False
+        largest = max(state.groups.values(), key=lambda group: group.count)
+        largest.count += state.num_unmatched
+        state.num_unmatched, state.last_unmatched = 0, None
+
+
+def scan(source: Source, signatures: Signatures, *, limits: Limits | None = None) -> ScanResult:
+    """Scan an opened log to its end. Raises UserError when it cannot be read."""
+    scanner = Scanner(signatures, source.name, limits=limits)
+    for chunk in source.chunks():
+        scanner.feed(chunk)
+    return scanner.finish(source.notes)
+
+
+def scan_text(text: str, signatures: Signatures, name: str = "-") -> ScanResult:
+    """Scan a log that is at hand as text, as the examples of rules are."""
+    scanner = Scanner(signatures, name)
+    scanner.feed(Chunk(text.encode("utf-8", "replace"), 0))
+    return scanner.finish()
+
+
+def _log(rule: Rule) -> LogPattern:
+    assert rule.log is not None
+    return rule.log
+
+
+def _contexts(rule: Rule) -> Sequence[Context]:
+    """The contexts of a rule: those above, then those below."""
+    return (*_log(rule).above, *_log(rule).below)
+
+
+def _level_counts(log: LogPattern, line: Clean) -> bool:
+    return line.level is None or line.level == "error" or line.level in log.levels
+
+
+def _holds_above(contexts: Sequence[Context], seen: dict[int, int], number: int) -> bool:
+    for place, context in enumerate(contexts):
+        last = seen.get(place)
+        near = last is not None and number - last <= context.within
+        if near == context.absent:
+            return False
+    return True
