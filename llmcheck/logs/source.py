@@ -84,7 +84,7 @@ class Source:
                 hint = f"{command} FILE | llmcheck doctor --log -"
                 raise UserError(f"{self.name} is a {what} archive", code="log", where=f"--log {self.name}", hint=hint)
         packed = first.startswith(b"\x1f\x8b")
-        codec = "" if packed else _encoding(first)
+        codec = "" if packed else encoding_of(first)
         window = self._window
         if window and not packed and not codec and self.size_bytes is not None and self.size_bytes > window.head_bytes + window.tail_bytes:
             yield from self._ends(window, self.size_bytes)
@@ -93,7 +93,7 @@ class Source:
         if packed:
             blocks = self._unpack(blocks)
             first = next(blocks, b"")
-            codec = _encoding(first)
+            codec = encoding_of(first)
             blocks = _chain(first, blocks)
         if codec:
             self.notes.append(f"{self.name} is {codec}: byte offsets count its text as UTF-8")
@@ -291,7 +291,7 @@ def _cannot(path: str, why: str, hint: str = "") -> UserError:
     return UserError(f"cannot read {path}", code="log", where=f"--log {path}", why=why, hint=hint)
 
 
-def _encoding(first: bytes) -> str:
+def encoding_of(first: bytes) -> str:
     """The codec of a log that begins with `first`, or an empty string for UTF-8 and whatever else has one byte for ASCII."""
     for mark, codec in _MARKS:
         if first.startswith(mark):
