@@ -87,6 +87,8 @@ def _record(result: Facts, report: dict[str, Any]) -> None:
 def _packages(result: Facts, records: list[dict[str, Any]]) -> None:
     result.close("pkg.")
     result.close("build.")
+    result.absent("packages.is_lock")
+    result.absent("packages.other_indexes")
     seen: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         seen.setdefault(normalised(str(record["name"])), []).append(record)

@@ -85,15 +85,16 @@ def select(slots: dict[str, int], include: str = "", exclude: str = "") -> dict[
 
 
 def facts(
-    path: str, *, include: str = "", exclude: str = "", num_gpus: int | None = None, reach: bool = False, deadline_s: float = DEADLINE_S
+    path: str, *, include: str = "", exclude: str = "", wanted_slots: int | None = None, reach: bool = False, deadline_s: float = DEADLINE_S
 ) -> Facts:
-    """``hostfile.*`` of `path`. `num_gpus` is what the plan wants in all; with `reach`, port 22 of every host is tried within `deadline_s`.
+    """``hostfile.*`` of `path`. `wanted_slots`: GPUs that the plan wants in all. `reach`: try port 22 of every host within `deadline_s`.
 
     Raises UserError when `path` cannot be read for another reason than not being there: the launcher only warns about that.
     """
     result = Facts()
     result.examined("hostfile")
-    result.put("hostfile.wanted_slots", num_gpus)
+    result.put("hostfile.wanted_slots", wanted_slots)
+    result.put("hostfile.tried", reach)
     here = Location(uri=path)
     result.put("hostfile.exists", os.path.isfile(path), here)
     if not os.path.isfile(path):

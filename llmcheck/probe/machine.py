@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from llmcheck.rules.facts import Facts, Location
+
 _MAX_TEXT_BYTES = 4 << 20
 
 
@@ -46,6 +48,14 @@ class Machine:
     def home(self, *parts: str) -> str:
         """A path below the user's home."""
         return os.path.join(self.environ.get("HOME") or os.path.expanduser("~"), *parts)
+
+    def put_file_system(self, result: Facts, name: str, path: str) -> None:
+        """Record the type of the file system that holds `path`."""
+        kind = file_system(self, path)
+        if kind is None:
+            result.could_not(name, "/proc/self/mountinfo does not say")
+        else:
+            result.put(name, kind, Location(uri=path))
 
     def integer(self, absolute: str) -> int | None:
         """A file that holds one number."""

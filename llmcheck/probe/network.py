@@ -46,6 +46,10 @@ def nccl_interfaces(setting: str, names: list[str]) -> list[str]:
 
 def infiniband(machine: Machine, result: Facts) -> None:
     """InfiniBand (and RoCE) devices, those with a working port, and whether this process may use them."""
+    if not machine.exists("/sys/class"):
+        for key in ("infiniband_devices", "infiniband_active", "infiniband_usable", "gpudirect_module"):
+            result.could_not(f"host.{key}", "/sys/class cannot be read")
+        return
     devices = machine.listing("/sys/class/infiniband")
     result.put("host.infiniband_devices", devices or None)
     active = [
@@ -64,16 +68,23 @@ def _ports(machine: Machine, device: str) -> list[str]:
 
 def pci(machine: Machine, result: Facts) -> None:
     """IOMMU, and PCI bridges whose access control sends traffic between GPUs through the processor."""
-    result.put("host.iommu_active", bool(machine.listing("/sys/class/iommu")))
-    command_line = machine.read("/proc/cmdline") or ""
-    result.put("host.iommu_passthrough", re.search(r"\biommu(?:\.passthrough)?=(?:pt|1)\b", command_line) is not None)
-    bridges = 0
+    if not machine.exists("/sys/class"):
+        result.could_not("host.iommu_active", "/sys/class cannot be read")
+    else:
+        result.put("host.iommu_active", bool(machine.listing("/sys/class/iommu")))
+    command_line = machine.read("/proc/cmdline")
+    if command_line is None:
+        result.could_not("host.iommu_passthrough", "/proc/cmdline cannot be read")
+    else:
+        result.put("host.iommu_passthrough", re.search(r"\biommu(?:\.passthrough)?=(?:pt|1)\b", command_line) is not None)
+    if not machine.exists("/sys/bus/pci/devices"):
+        result.could_not("host.acs_bridges", "/sys/bus/pci cannot be read")
+        return
     controlled: list[str] = []
     for device in machine.listing("/sys/bus/pci/devices"):
         folder = f"/sys/bus/pci/devices/{device}"
         if not (machine.read(f"{folder}/class") or "").startswith(_CLASS_BRIDGE):
             continue
-        bridges += 1
         enabled = _access_control(machine.path(f"{folder}/config"))
         if enabled is None:
             result.could_not("host.acs_bridges", "only root may read the PCI bridges' settings")

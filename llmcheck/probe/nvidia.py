@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from llmcheck.probe.collect import CommandError, find_program, run_command
 from llmcheck.probe.machine import Machine
+from llmcheck.probe.nvml import local_gpus
 from llmcheck.rules.facts import Facts, Location
 
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")  # bare Linux and containers; WSL
@@ -40,6 +41,7 @@ def gpus(machine: Machine, result: Facts) -> None:
     if program is None:
         result.could_not("gpu.*", "there is a driver, but nvidia-smi is not on PATH")
         _kernel_driver(machine, result)
+        _through_library(result)
         return
     try:
         rows = query(program, machine.environ)
@@ -181,6 +183,25 @@ def _kernel_driver(machine: Machine, result: Facts) -> None:
     match = re.search(r"NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", machine.read(path) or "")
     if match is not None:
         result.put("gpu.driver", match[1], Location(uri=path))
+
+
+def _through_library(result: Facts) -> None:
+    """What NVIDIA's Python package tells where the command is missing: how many GPUs, which, how large. The rest stays unknown."""
+    found = local_gpus({})  # CUDA_VISIBLE_DEVICES is judged apart
+    if not found:
+        return
+    record(
+        [
+            {
+                "index": str(gpu.index), "name": gpu.name, "uuid": gpu.uuid, "driver_version": gpu.driver,
+                "memory.total": str(gpu.total_bytes // _MIB), "memory.used": str(gpu.used_bytes // _MIB),
+                "memory.free": str((gpu.total_bytes - gpu.used_bytes) // _MIB),
+                **({"compute_cap": "{}.{}".format(*gpu.compute_capability)} if gpu.compute_capability > (0, 0) else {}),
+            }
+            for gpu in found
+        ],
+        result,
+    )  # fmt: skip
 
 
 def _topology(program: str, environ: Mapping[str, str], result: Facts) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from llmcheck.probe.machine import Machine, file_system, nearest_existing
+from llmcheck.probe.machine import Machine, nearest_existing
 from llmcheck.rules.facts import Facts, Location
 
 UNLIMITED = 2**63 - 1  # of a limit, so that it compares as larger than any need
@@ -20,7 +20,10 @@ def kernel(machine: Machine, result: Facts) -> None:
     release = machine.read("/proc/sys/kernel/osrelease") or os.uname().release
     number = re.match(r"\d+(?:\.\d+)+", release)
     result.put("host.system", machine.system)
-    result.put("host.kernel", number[0] if number else None)
+    if number is None:
+        result.could_not("host.kernel", f"{release[:60]!r} is no release that we can read")
+    else:
+        result.put("host.kernel", number[0])
     result.put("host.architecture", os.uname().machine)
     result.put("host.is_wsl", "microsoft" in release.lower())
     result.put("host.in_container", _in_container(machine))
@@ -46,8 +49,15 @@ def memory(machine: Machine, result: Facts) -> None:
         result.put("host.swap_used_bytes", sizes["SwapTotal"] - sizes["SwapFree"])
     else:
         result.could_not("host.swap_used_bytes", "/proc/meminfo does not give it")
-    result.put("host.overcommit_memory", machine.integer("/proc/sys/vm/overcommit_memory"))
-    limits = [limit for limit in _cgroup_values(machine, "memory", "memory.max", "memory.limit_in_bytes") if limit is not None]
+    overcommit = machine.integer("/proc/sys/vm/overcommit_memory")
+    if overcommit is None:
+        result.could_not("host.overcommit_memory", "/proc/sys/vm/overcommit_memory cannot be read")
+    else:
+        result.put("host.overcommit_memory", overcommit)
+    if not machine.exists("/sys/fs/cgroup"):
+        result.could_not("host.memory_limit_bytes", "control groups are not mounted here")
+        return
+    limits = _cgroup_values(machine, "memory", "memory.max", "memory.limit_in_bytes")
     limit = min((int(value) for value in limits if value.isdigit() and int(value) < _NO_CGROUP_LIMIT), default=None)
     result.put("host.memory_limit_bytes", limit)
 
@@ -58,6 +68,9 @@ def processors(machine: Machine, result: Facts) -> None:
     result.put("host.num_cpus", count)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
     result.put("host.num_cpus_allowed", allowed)
+    if not machine.exists("/sys/fs/cgroup"):
+        result.could_not("host.cpu_quota", "control groups are not mounted here")
+        return
     quotas: list[float] = []
     for text in _cgroup_values(machine, "cpu", "cpu.max", "cpu.cfs_quota_us"):
         match = re.fullmatch(r"(\d+)(?: (\d+))?", text)
@@ -113,7 +126,7 @@ def disks(machine: Machine, result: Facts) -> None:
             result.put(f"host.disk_{name}_free_inodes", status.f_favail, location)
         else:
             result.absent(f"host.disk_{name}_free_inodes", location)
-        result.put(f"host.disk_{name}_type", file_system(machine, place), location)
+        machine.put_file_system(result, f"host.disk_{name}_type", place)
     result.put("host.tmp_writable", os.access(nearest_existing(environ.get("TMPDIR") or _TMP), os.W_OK))
 
 

@@ -7,7 +7,7 @@ import re
 import time
 
 from llmcheck.probe.collect import CommandError, find_program, run_command
-from llmcheck.probe.machine import Machine, file_system, nearest_existing
+from llmcheck.probe.machine import Machine, nearest_existing
 from llmcheck.rules.facts import Facts, Location
 
 _MAX_EXTENSIONS = 500
@@ -85,7 +85,7 @@ def extensions(machine: Machine, result: Facts) -> None:
     folder = named or os.path.join(environ.get("XDG_CACHE_HOME") or machine.home(".cache"), "torch_extensions")
     place = nearest_existing(folder)
     result.put("toolchain.extensions_folder", folder)
-    result.put("toolchain.extensions_type", file_system(machine, place), Location(uri=folder))
+    machine.put_file_system(result, "toolchain.extensions_type", place)
     result.put("toolchain.extensions_writable", os.access(place, os.W_OK), Location(uri=folder))
     # With TORCH_EXTENSIONS_DIR: FOLDER/<operator>/lock. Without: FOLDER/py311_cu124/<operator>/lock.
     deep = [os.path.join(folder, name) for name in _folders(folder)]
@@ -99,7 +99,7 @@ def extensions(machine: Machine, result: Facts) -> None:
     location = None if oldest is None else Location(uri=oldest)
     result.put("toolchain.oldest_lock_minutes", None if oldest is None else round(ages[oldest] / 60, 1), location)
     triton = environ.get("TRITON_CACHE_DIR") or machine.home(".triton")
-    result.put("toolchain.triton_cache_type", file_system(machine, nearest_existing(triton)), Location(uri=triton))
+    machine.put_file_system(result, "toolchain.triton_cache_type", nearest_existing(triton))
 
 
 def _folders(path: str) -> list[str]:

@@ -120,10 +120,11 @@ def _result(rule: Rule, outcome: Outcome, today: date, reason: str = "", missing
 
 
 def _undecided(rule: Rule, missing: Sequence[str], facts: Facts, registry: Registry, today: date) -> Result:
-    """Unknown, or skipped where all that is missing belongs to subjects that nobody gave us."""
+    """Unknown; or skipped where something is missing that nobody gave us: without it the rule cannot be decided, whatever else is found."""
     names = tuple(dict.fromkeys(missing))
-    strangers = {kind.subject for name in names if (kind := registry.kind(name)) is not None and kind.subject not in facts.subjects}
-    if all((kind := registry.kind(name)) is not None and kind.subject in strangers for name in names):
+    kinds = [kind for name in names if (kind := registry.kind(name)) is not None]
+    strangers = {kind.subject for kind in kinds if kind.subject not in facts.subjects}
+    if strangers:
         return _result(rule, "skip", today, reason="not examined: " + ", ".join(sorted(strangers)))
     why = tuple((name, facts.why_unknown(name) or "not found out") for name in names)
     return _result(rule, "unknown", today, missing=why)

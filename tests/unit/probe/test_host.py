@@ -18,6 +18,8 @@ def machine(tmp_path: Path) -> Machine:
         "/dev/nvidiactl": "", "/dev/kmsg": "", "/sys/class/net/eth0/flags": "0x1003",
         "/proc/meminfo": "MemTotal: 1 kB\nMemAvailable: 1 kB\n",
         "/sys/class/infiniband/mlx5_0/ports/1/state": "4: ACTIVE", "/usr/local/cuda/x": "", "/dev/shm/x": "",
+        "/sys/fs/cgroup/x": "", "/sys/bus/pci/devices/x/class": "", "/proc/cmdline": "",
+        "/proc/self/mountinfo": "1 0 8:1 / / rw - ext4 a rw",
     }  # fmt: skip
     programs = {"nvidia-smi": smi([H100, {**H100, "index": "1"}]), "nvcc": "echo release 12.4,", "gcc": "echo 12.1.0", "c++": "echo 12.1.0"}
     return make(tmp_path, files, programs, LD_LIBRARY_PATH="/x", PYTORCH_ALLOC_CONF="a:1", NCCL_SOCKET_IFNAME="eth0")

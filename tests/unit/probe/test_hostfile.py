@@ -77,7 +77,7 @@ def test_filters_that_the_launcher_refuses(tmp_path: Path, include: str, exclude
 
 
 def test_a_missing_file_is_a_fact_since_the_launcher_goes_on_without(tmp_path: Path) -> None:
-    facts = hostfile.facts(str(tmp_path / "none"), num_gpus=16)
+    facts = hostfile.facts(str(tmp_path / "none"), wanted_slots=16)
     assert facts.known["hostfile.exists"].value is False
     num_hosts = facts.get("hostfile.num_hosts")
     assert num_hosts is not None

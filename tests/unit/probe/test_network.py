@@ -37,10 +37,12 @@ def test_gloo_takes_whole_names(tmp_path: Path) -> None:
     assert look(network.interfaces, make(tmp_path, CARDS))["gloo_interfaces_unmatched"] is ABSENT
 
 
-def test_interfaces_that_cannot_be_read_are_unknown(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_unknown_and_not_missing(tmp_path: Path) -> None:
     facts = Facts()
-    network.interfaces(make(tmp_path), facts)
-    assert facts.get("host.interfaces") is None
+    for collector in (network.interfaces, network.infiniband, network.pci):
+        collector(make(tmp_path), facts)
+    assert facts.known == {}
+    assert len(facts.unreadable) == 10
 
 
 def test_infiniband(tmp_path: Path) -> None:
@@ -53,7 +55,7 @@ def test_infiniband(tmp_path: Path) -> None:
     found = look(network.infiniband, make(tmp_path, files))
     assert (found["infiniband_devices"], found["infiniband_active"]) == (["mlx5_0", "mlx5_1"], ["mlx5_0"])
     assert (found["infiniband_usable"], found["gpudirect_module"]) == (True, True)
-    nothing = look(network.infiniband, make(tmp_path / "b", {"/dev/infiniband/rdma_cm": ""}))
+    nothing = look(network.infiniband, make(tmp_path / "b", {"/dev/infiniband/rdma_cm": "", "/sys/class/net/lo/flags": "0x9"}))
     assert (nothing["infiniband_devices"], nothing["infiniband_usable"]) == (ABSENT, False)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llmcheck.probe import nvidia
+from llmcheck.probe.nvml import LocalGpu
 from llmcheck.rules.facts import ABSENT, Facts
 from tests.unit.probe.machines import make
 
@@ -178,6 +179,19 @@ def test_a_driver_without_its_command_is_unknown(tmp_path: Path) -> None:
     facts = Facts()
     nvidia.gpus(make(tmp_path, {"/dev/nvidia0": ""}), facts)
     assert facts.get("gpu.count") is None
+
+
+def test_without_the_command_the_library_tells_the_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = LocalGpu(
+        index=0, name="NVIDIA A10", uuid="GPU-1", total_bytes=23028 << 20, used_bytes=5 << 20, driver="550.54.14",
+        compute_capability=(8, 6), spec=None,
+    )  # fmt: skip
+    monkeypatch.setattr(nvidia, "local_gpus", lambda _environ: (gpu,))
+    facts = Facts()
+    nvidia.gpus(make(tmp_path, {"/dev/nvidia0": ""}), facts)
+    assert (value(facts, "count"), value(facts, "compute_capability_min"), value(facts, "memory_used_max_bytes")) == (1, "8.6", 5 << 20)
+    assert facts.get("gpu.rows_failed") is None
+    assert facts.get("gpu.driver_cuda") is None
 
 
 def test_links_of_one_kind() -> None:

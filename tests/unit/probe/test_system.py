@@ -25,7 +25,8 @@ def value(facts: Facts, name: str) -> Any:
 
 
 def test_memory(tmp_path: Path) -> None:
-    facts = look(system.memory, make(tmp_path, {"/proc/meminfo": MEMINFO, "/proc/sys/vm/overcommit_memory": "2\n"}))
+    files = {"/proc/meminfo": MEMINFO, "/proc/sys/vm/overcommit_memory": "2\n", "/sys/fs/cgroup/cgroup.procs": "1"}
+    facts = look(system.memory, make(tmp_path, files))
     assert (value(facts, "ram_bytes"), value(facts, "swap_used_bytes"), value(facts, "overcommit_memory")) == (528280000 << 10, 4096, 2)
     assert value(facts, "memory_limit_bytes") is ABSENT
 
@@ -33,7 +34,8 @@ def test_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "MemTotal: lots\n", "\0\xff"])
 def test_memory_that_cannot_be_read_is_unknown(tmp_path: Path, text: str) -> None:
     facts = look(system.memory, make(tmp_path, {"/proc/meminfo": text}))
-    assert (value(facts, "ram_bytes"), value(facts, "swap_used_bytes")) == (None, None)
+    names = ("ram_bytes", "swap_used_bytes", "overcommit_memory", "memory_limit_bytes")
+    assert [value(facts, name) for name in names] == [None] * 4
     assert facts.why_unknown("host.ram_bytes") is not None
 
 
@@ -76,7 +78,7 @@ def test_no_limit_of_version_one_is_no_limit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("release", "number", "wsl"),
-    [("5.4.143-2-velinux1", "5.4.143", False), ("5.15.153.1-microsoft-standard-WSL2", "5.15.153.1", True), ("odd", ABSENT, False)],
+    [("5.4.143-2-velinux1", "5.4.143", False), ("5.15.153.1-microsoft-standard-WSL2", "5.15.153.1", True), ("odd", None, False)],
 )
 def test_kernels(tmp_path: Path, release: str, number: str, wsl: bool) -> None:
     facts = look(system.kernel, make(tmp_path, {"/proc/sys/kernel/osrelease": release}))

@@ -102,6 +102,12 @@ def test_a_subject_that_nobody_gave_is_skipped_and_named() -> None:
     assert (result.outcome, result.reason) == ("skip", "not examined: a")
 
 
+def test_a_subject_that_nobody_gave_skips_also_beside_what_is_unknown() -> None:
+    both = rule(affects=(Affects(package="peft", events=(Event(introduced="0"),)),), when=(Condition(left="a.int", op=">", right=1),))
+    result = judge(both, facts({}, "packages"), REGISTRY, TODAY)
+    assert (result.outcome, result.reason) == ("skip", "not examined: a")
+
+
 def test_unknown_names_what_is_missing_and_why() -> None:
     given_facts = facts({})
     given_facts.could_not("a.*", "the file is unreadable")
