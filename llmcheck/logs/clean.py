@@ -80,8 +80,9 @@ _DATE = rf"(?:\d{{4}}[-/]\d\d[-/]\d\d|\d\d[/-]\d\d[/-]\d{{2,4}}|(?:{_DAY} )?{_MO
 _CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
 _ZONE = r"(?: ?(?:Z|UTC|[+-]\d\d:?\d\d)(?![\w-]))?"
 _PREFIXES = (
-    # torchrun --tee and --local-ranks-filter, torch's own excepthook
-    r"\[(?P<torchrun>(?:rank|default)[ _]?(?P<rank1>\d{1,6}))\]: ?",
+    # torchrun --tee, which adds no space; torch's own excepthook, which does
+    r"\[(?P<tee>default(?P<rank0>\d{1,6}))\]:",
+    r"\[(?P<torch>rank[ _]?(?P<rank1>\d{1,6}))\]: ?",
     # srun --label pads the number of the task
     r" {0,5}(?P<slurm>(?P<rank2>\d{1,6})): ",
     # docker compose and the like: a name that ends in a number
@@ -111,7 +112,8 @@ _PREFIXES = (
 
 # Groups that name a process, and the group inside that is its rank.
 _STREAMS: dict[str, str | None] = {
-    "torchrun": "rank1",
+    "tee": "rank0",
+    "torch": "rank1",
     "slurm": "rank2",
     "mpi": "rank3",
     "compose": "rank4",

@@ -1,0 +1,98 @@
+"""Laws: the scanner is the naive loop, lines times rules, made fast."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.logs.samples import OOM, SHAPE, SHM, WATCHDOG, in_blocks, signature
+from llmcheck.logs.clean import clean
+from llmcheck.logs.scan import Signatures
+from llmcheck.rules.rule import Rule
+
+SHORT = signature("SHORT", ("rror: ", "ail"), r"^(?P<what>\w+)(?:rror: |ail)", group_by=("what",))
+ONE_LINE = (OOM, WATCHDOG, SHM, SHORT)
+PARTS = st.one_of(
+    st.sampled_from(
+        [
+            "CUDA out of memory. Tried to allocate 2.00 GiB",
+            "[Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=SEND",
+            "NCCL WARN Error while creating shared memory segment",
+            "Error: x",
+            "fail",
+            "[rank1]: ",
+            "2026-11-24 10:00:00,123 ",
+            "[WARNING] ",
+            "\x1b[31m",
+            "\x1b[0m",
+            "\0",
+            "\n",
+            "\n",
+            "\r",
+            "\r\n",
+            " ",
+            "é",
+        ]
+    ),
+    st.text(max_size=5),
+)
+LOGS = st.lists(PARTS, max_size=60).map(lambda parts: "".join(parts).encode("utf-8", "replace"))
+
+
+def naive(data: bytes, rules: tuple[Rule, ...]) -> list[tuple[str, int, int | None]]:
+    """(code, line, rank) of every match."""
+    found = []
+    number = 1
+    for part in re.split(rb"(\r\n|\n|\r)", data):
+        if part in (b"\n", b"\r", b"\r\n"):
+            number += part != b"\r"
+            continue
+        line = clean(part)
+        for rule in rules:
+            assert rule.log is not None
+            level_counts = line.level in (None, "error", *rule.log.levels)
+            match = re.search(rule.log.pattern, line.text)
+            if level_counts and match is not None and any(literal in line.text for literal in rule.log.literal):
+                rank = match.groupdict().get("rank")
+                found.append((rule.code, number, line.rank if line.rank is not None or rank is None else int(rank)))
+    return found
+
+
+@given(LOGS, st.integers(1, 200))
+def test_the_scanner_finds_what_the_naive_loop_finds(data: bytes, block_bytes: int) -> None:
+    expected = naive(data, ONE_LINE)
+    result = in_blocks(data, block_bytes, Signatures(ONE_LINE, "python"))
+    counts: dict[tuple[str, int | None], int] = {}
+    for code, _, rank in expected:
+        counts[code, rank] = counts.get((code, rank), 0) + 1
+    found: dict[tuple[str, int | None], int] = {}
+    for group in result.groups:
+        for rank, count in group.ranks.items():
+            found[group.rule.code, rank] = found.get((group.rule.code, rank), 0) + count
+    assert found == counts
+    firsts = {code: min(line for other, line, _ in expected if other == code) for code, _, _ in expected}
+    assert {group.rule.code: group.first.line for group in reversed(result.groups)} == firsts
+
+
+@given(LOGS, st.integers(1, 100), st.integers(100, 10_000))
+def test_borders_of_blocks_neither_lose_nor_double_a_hit(data: bytes, small: int, large: int) -> None:
+    signatures = Signatures((*ONE_LINE, SHAPE), "python")
+    one, other = in_blocks(data, small, signatures), in_blocks(data, large, signatures)
+    assert (one.groups, one.tracebacks, one.num_lines) == (other.groups, other.tracebacks, other.num_lines)
+
+
+@given(LOGS)
+def test_the_line_number_is_that_of_the_raw_file(data: bytes) -> None:
+    for group in in_blocks(data, 64, Signatures(ONE_LINE, "python")).groups:
+        for match in (group.first, group.last):
+            assert match.line == data.count(b"\n", 0, match.offset) + 1
+            assert match.offset == 0 or data[match.offset - 1 : match.offset] in (b"\n", b"\r")
+
+
+@given(st.binary(max_size=2000), st.integers(1, 500))
+@settings(max_examples=200)
+def test_any_bytes_are_survived(data: bytes, block_bytes: int) -> None:
+    result = in_blocks(data, block_bytes, Signatures((*ONE_LINE, SHAPE), "python"))
+    assert result.num_lines == data.count(b"\n") + bool(data and not data.endswith(b"\n"))
