@@ -127,7 +127,7 @@ def _hostfile(request: Request, result: Gathered) -> None:
 
     wanted = result.facts.get("plan.num_gpus")
     slots = wanted.value if wanted is not None and isinstance(wanted.value, int) else None
-    _add(result, hostfile.facts(request.hostfile, num_gpus=slots, reach=request.reach), f"hostfile {request.hostfile}")
+    _add(result, hostfile.facts(request.hostfile, wanted_slots=slots, reach=request.reach), f"hostfile {request.hostfile}")
 
 
 def _data(request: Request, result: Gathered) -> None:

@@ -56,6 +56,8 @@ def facts(path: str, flag: str = "--requirements") -> Facts:
         result.close("pkg.", Location(uri=path))
         result.close("build.", Location(uri=path))
     else:
+        result.leave_open("pkg.", f"not in {os.path.basename(path)}")
+        result.leave_open("build.", f"not in {os.path.basename(path)}")
         for entry in entries:
             if f"pkg.{entry.name}" in result.known and f"build.{entry.name}" not in result.known:
                 result.absent(f"build.{entry.name}", entry.location)

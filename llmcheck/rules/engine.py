@@ -122,6 +122,9 @@ def _result(rule: Rule, outcome: Outcome, today: date, reason: str = "", missing
 def _undecided(rule: Rule, missing: Sequence[str], facts: Facts, registry: Registry, today: date) -> Result:
     """Unknown; or skipped where something is missing that nobody gave us: without it the rule cannot be decided, whatever else is found."""
     names = tuple(dict.fromkeys(missing))
+    for name in names:
+        if (why_open := facts.why_open(name)) is not None:
+            return _result(rule, "skip", today, reason=why_open)
     kinds = [kind for name in names if (kind := registry.kind(name)) is not None]
     strangers = {kind.subject for kind in kinds if kind.subject not in facts.subjects}
     if strangers:

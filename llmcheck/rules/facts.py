@@ -49,6 +49,8 @@ class Facts:
     subjects: set[str] = field(default_factory=set)
     closed: dict[str, Location | None] = field(default_factory=dict)  # "pkg.": names with this beginning that are not known are absent
 
+    open: dict[str, str] = field(default_factory=dict)  # "pkg.": what such names lack, where a source names only some ("not in …")
+
     def put(self, name: str, value: Any, location: Location | None = None) -> None:
         """Record `value`; None counts as ABSENT."""
         self.known[name] = Fact(value=ABSENT if value is None else value, location=location)
@@ -64,6 +66,10 @@ class Facts:
     def close(self, prefix: str, location: Location | None = None) -> None:
         """Record that everything that begins with `prefix` (``pkg.``) was looked at: what is not known is not there."""
         self.closed[prefix] = location
+
+    def leave_open(self, prefix: str, why: str) -> None:
+        """Record that a source (a requirements.txt) names only some of what begins with `prefix`: rules over the rest do not apply."""
+        self.open[prefix] = why
 
     def examined(self, *subjects: str) -> None:
         """Record that these subjects were looked at."""
@@ -87,9 +93,21 @@ class Facts:
             return self.unreadable[name]
         return next((why for key, why in self.unreadable.items() if key.endswith("*") and name.startswith(key[:-1])), None)
 
+    def why_open(self, name: str) -> str | None:
+        """Why `name` is neither known nor missing: its source names only some of its kind. None when that is not so."""
+        if self.get(name) is not None or self.why_unknown(name) is not None:
+            return None
+        return next((why for prefix, why in self.open.items() if name.startswith(prefix)), None)
+
     def merged(self, *others: Facts) -> Facts:
         """These facts and those of `others`; later ones win."""
-        result = Facts(known=dict(self.known), unreadable=dict(self.unreadable), subjects=set(self.subjects), closed=dict(self.closed))
+        result = Facts(
+            known=dict(self.known),
+            unreadable=dict(self.unreadable),
+            subjects=set(self.subjects),
+            closed=dict(self.closed),
+            open=dict(self.open),
+        )
         for other in others:
             for name in other.known:
                 result.unreadable.pop(name, None)
@@ -97,6 +115,7 @@ class Facts:
             result.unreadable.update(other.unreadable)
             result.subjects |= other.subjects
             result.closed.update(other.closed)
+            result.open.update(other.open)
         return result
 
 

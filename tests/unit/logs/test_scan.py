@@ -2,7 +2,22 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.logs.samples import BUILD, BUILD_ELSE, KILLED, OOM, OVERFLOW, QUIET, SHAPE, SHM, WATCHDOG, codes, find, in_blocks, only, signature
+from benchmarks.logs.samples import (
+    BUILD,
+    BUILD_ELSE,
+    KILLED,
+    OOM,
+    OVERFLOW,
+    QUIET,
+    SHAPE,
+    SHM,
+    WATCHDOG,
+    codes,
+    find,
+    in_blocks,
+    only,
+    signature,
+)
 from llmcheck.logs.match import Match
 from llmcheck.logs.scan import OTHERS, Limits, Scanner, Signatures
 from llmcheck.logs.source import Chunk

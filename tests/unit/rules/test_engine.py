@@ -195,3 +195,13 @@ def test_more_facts_never_turn_a_decided_outcome(known: dict[str, int], one: int
     before = judge(judged, facts(known), REGISTRY, TODAY).outcome
     after = judge(judged, facts({"a.int": one, "a.other": two, **known}), REGISTRY, TODAY).outcome
     assert before in ("unknown", after)
+
+
+def test_what_a_requirements_file_does_not_name_is_skipped_and_what_it_does_not_pin_is_unknown() -> None:
+    coupling = rule(affects=(BAD_PEFT, NEW_TRANSFORMERS))
+    named = facts({"pkg.transformers": "5.1.0"})
+    named.leave_open("pkg.", "not in requirements.txt")
+    result = judge(coupling, named, REGISTRY, TODAY)
+    assert (result.outcome, result.reason) == ("skip", "not in requirements.txt")
+    named.could_not("pkg.peft", "not pinned")
+    assert judge(coupling, named, REGISTRY, TODAY).outcome == "unknown"
