@@ -20,6 +20,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llmcheck import cli, planfile, toml
 from llmcheck.planner import plan
+from llmcheck.render import report_json
+from llmcheck.report.finding import Finding, LastException, Report
+from llmcheck.rulecheck.pages import page
+from llmcheck.rules.facts import Registry, load_registry
+from llmcheck.rules.load import load_shipped
 from llmcheck.types import ClusterSpec, HostEstimate, ModelSpec, RankEstimate, StepTime, TrainingRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +87,60 @@ def plan_schema() -> Schema:
         "additionalProperties": False,
         "properties": properties,
     }
+
+
+def report_schema() -> Schema:
+    """The JSON schema of ``llmcheck.report/1``."""
+    say = Describer(toml.load(ROOT / "docs" / "report_fields.toml"))
+    fact = {"type": "object", "required": ["fact", "why"], "additionalProperties": False}
+    finding = _object(
+        Finding,
+        "findings[]",
+        say,
+        leave_out=("group", "missing"),
+        more={
+            "missing": _list({**fact, "properties": {"fact": {"type": "string"}, "why": {"type": "string"}}}),
+            "fingerprint": {"type": "string", "pattern": "^sha256:[0-9a-f]{32}$"},
+        },
+    )
+    stamp = {name: {"type": "string"} for name in ("id", "version", "sha256")}
+    empty = Report(findings=(), checks=(), packs=(), subjects=())
+    counts = {name: {"type": "integer", "minimum": 0, "description": say.of(f"summary.{name}")} for name in report_json.summary(empty, 0)}
+    properties: dict[str, Schema] = {
+        "schema": {"const": report_json.SCHEMA},
+        "llmcheck_version": {"type": "string"},
+        "subjects": {"type": "array", "items": {"type": "string"}},
+        "packs": _list({"type": "object", "required": list(stamp), "additionalProperties": False, "properties": stamp}),
+        "findings": _list(finding),
+        "exceptions": _list(_object(LastException, "exceptions[]", say)),
+        "summary": {"type": "object", "required": list(counts), "additionalProperties": False, "properties": counts},
+        "notes": {"type": "array", "items": {"type": "string"}},
+    }
+    for name, schema in properties.items():
+        schema["description"] = say.of(name)
+    unused = sorted(set(say.words) - say.used)
+    if say.missing or unused:
+        raise SystemExit(f"docs/report_fields.toml: no words for {say.missing}, words for keys that do not exist: {unused}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "llmcheck report, version 1",
+        "description": "What `llmcheck doctor --format json` prints.",
+        "type": "object",
+        "required": list(properties),
+        "additionalProperties": False,
+        "properties": properties,
+    }
+
+
+def facts_page(registry: Registry) -> str:
+    """Every fact that a rule may use."""
+    lines = [NOT_EDITED, "# Facts", "", "What probes see, and rules judge by. `rules/README.md` says how."]
+    kinds = [*registry.kinds.values(), *registry.wildcards]
+    for subject in registry.subjects.values():
+        lines += ["", f"## {subject.id}", "", f"{subject.title[0].upper()}{subject.title[1:]}: {subject.flag}", ""]
+        lines += ["| fact | type | meaning |", "| --- | --- | --- |"]
+        lines += [f"| `{kind.name}` | {kind.type} | {_cell(kind.doc)} |" for kind in kinds if kind.subject == subject.id]
+    return "\n".join(lines) + "\n"
 
 
 def _estimate(say: Describer) -> Schema:
@@ -269,7 +328,13 @@ def readme() -> str:
 def outputs() -> dict[Path, str]:
     """Every generated file with its content."""
     schema = whole_schema()
+    registry = load_registry()
+    reference = ROOT / "docs" / "reference"
+    rules = {reference / "rules" / f"{pack.id}.md": page(pack) for pack in load_shipped(registry)}
     return {
+        ROOT / "llmcheck" / "schema" / "report-1.json": json.dumps(report_schema(), indent=2, ensure_ascii=False) + "\n",
+        reference / "facts.md": facts_page(registry),
+        **rules,
         ROOT / "llmcheck" / "schema" / "plan-1.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         ROOT / "docs" / "reference" / "plan-file.md": plan_page(schema),
         ROOT / "docs" / "reference" / "cli.md": cli_page(),
