@@ -1,0 +1,1 @@
+"""Real failures of training runs, and what the signatures make of them."""
