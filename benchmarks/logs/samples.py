@@ -11,7 +11,9 @@ from llmcheck.logs.source import Chunk, LineSplitter
 from llmcheck.rules.rule import Context, LogPattern, Rule
 
 
-def signature(code: str, literal: str | Sequence[str], pattern: str, *, severity: Any = "error", confidence: Any = "high", **log: Any) -> Rule:
+def signature(
+    code: str, literal: str | Sequence[str], pattern: str, *, severity: Any = "error", confidence: Any = "high", **log: Any
+) -> Rule:
     literals = (literal,) if isinstance(literal, str) else tuple(literal)
     values = {"role": "root", "cause": code.lower(), "family": "general", **log}
     return Rule(

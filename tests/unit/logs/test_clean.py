@@ -139,7 +139,9 @@ def test_no_more_than_the_window_is_kept() -> None:
     assert clean(b"[rank0]: " + b"x" * 1_000_000) == Clean("x" * WINDOW_CHARS, None, 0, "rank0")
 
 
-@pytest.mark.parametrize("unit", [b"a-", b"[a] ", b"1|", b"\x1b]", b"\x1b[0", b" ", b"a:", b"[rank1]:", b"1: ", b"10%|", b'{"log":"', b"\xff"])
+@pytest.mark.parametrize(
+    "unit", [b"a-", b"[a] ", b"1|", b"\x1b]", b"\x1b[0", b" ", b"a:", b"[rank1]:", b"1: ", b"10%|", b'{"log":"', b"\xff"]
+)
 def test_no_line_takes_long(unit: bytes) -> None:
     begin = time.process_time()
     clean(unit * (1_000_000 // len(unit)))
