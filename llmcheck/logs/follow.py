@@ -88,7 +88,7 @@ class Follower:
 
     def close(self) -> None:
         """Close the file (never standard input). May be called twice."""
-        if self._descriptor > 2:
+        if self.path != "-" and self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
 

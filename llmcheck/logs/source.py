@@ -57,11 +57,13 @@ class Window(NamedTuple):
 class Source:
     """An opened log. Iterate over :meth:`chunks` once; then :attr:`notes` says what was not read, or not as it is in the file."""
 
-    def __init__(self, name: str, descriptor: int, *, size_bytes: int | None = None, window: Window | None = None) -> None:
+    def __init__(
+        self, name: str, descriptor: int, *, owned: bool = True, size_bytes: int | None = None, window: Window | None = None
+    ) -> None:
         self.name = name
         self.size_bytes = size_bytes  # of a regular file when it was opened, packed or not
         self.notes: list[str] = []
-        self._descriptor = descriptor
+        self._descriptor, self._owned = descriptor, owned
         self._window = window
 
     def __enter__(self) -> Source:
@@ -72,13 +74,13 @@ class Source:
 
     def close(self) -> None:
         """Close the file (never standard input). May be called twice."""
-        if self._descriptor > 2:
+        if self._owned and self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
 
     def chunks(self) -> Iterator[Chunk]:
         """The log as chunks of whole lines, in order; the last line may lack its end. Raises UserError when it cannot be read."""
-        first = self._read(BLOCK_BYTES)
+        first = self._read(min(BLOCK_BYTES, self.size_bytes or BLOCK_BYTES))
         for magic, what, command in _MAGIC:
             if first.startswith(magic):
                 hint = f"{command} FILE | llmcheck doctor --log -"
@@ -166,11 +168,12 @@ class Source:
                     self.notes.append(f"{self.name} is damaged: what comes after {human_bytes(unpacked)} unpacked was not read")
                     return
                 unpacked += len(out)
+                read = packed - len(unzip.unconsumed_tail) - len(unzip.unused_data)
                 if out:
                     yield out
-                if unpacked > MAX_UNPACKED_BYTES or (unpacked > BOMB_FREE_BYTES and unpacked > BOMB_RATIO * packed):
+                if unpacked > MAX_UNPACKED_BYTES or (unpacked > BOMB_FREE_BYTES and unpacked > BOMB_RATIO * read):
                     self.notes.append(
-                        f"{self.name} unpacks to {unpacked / packed:.0f} times its size: after {human_bytes(unpacked)} it was not read "
+                        f"{self.name} unpacks to {unpacked / read:.0f} times its size: after {human_bytes(unpacked)} it was not read "
                         f"(the limits are {BOMB_RATIO} times and {human_bytes(MAX_UNPACKED_BYTES)})"
                     )
                     return
@@ -233,7 +236,7 @@ def open_log(path: str, *, window: Window | None = None) -> Source:
         if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
             hint = "for example: kubectl logs POD | llmcheck doctor --log -"
             raise UserError("nothing is piped in", code="log", where="--log -", hint=hint)
-        return Source("-", sys.stdin.fileno())
+        return Source("-", sys.stdin.fileno(), owned=False)
     descriptor, size_bytes = _open_regular(path)
     return Source(path, descriptor, size_bytes=size_bytes, window=window)
 

@@ -25,7 +25,7 @@ def naive(data: bytes, literals: list[bytes]) -> set[tuple[int, int]]:
     return {(number, index) for number, line in enumerate(lines) for index, literal in enumerate(literals) if literal in line}
 
 
-def engine_or_skip(name: Engine, literals: list[bytes]):  # noqa: ANN201
+def engine_or_skip(name: Engine, literals: list[bytes]):
     try:
         return make_prefilter(literals, name)
     except ImportError:
@@ -68,7 +68,7 @@ def test_an_engine_that_misses_a_literal_is_not_used(monkeypatch: pytest.MonkeyP
         def hits(self, data: bytes) -> list[tuple[int, int]]:
             return []
 
-    monkeypatch.setattr("llmcheck.logs.prefilter._MAKERS", {name: Blind for name in ENGINES})
+    monkeypatch.setattr("llmcheck.logs.prefilter._MAKERS", dict.fromkeys(ENGINES, Blind))
     assert type(make_prefilter([b"literal"])) is PythonPrefilter
 
 

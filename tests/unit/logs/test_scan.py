@@ -24,7 +24,10 @@ from llmcheck.logs.source import Chunk
 from llmcheck.rules.rule import Context
 
 OOM_LINE = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB"
-TIMEOUT = "[rank{0}]:[E321 02:07:08.4 ProcessGroupNCCL.cpp:607] [Rank {0}] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType={1}, T"
+TIMEOUT = (
+    "[rank{0}]:[E321 02:07:08.4 ProcessGroupNCCL.cpp:607] [Rank {0}] "
+    "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType={1}, T"
+)
 OVERFLOW_LINE = "[deepspeed] OVERFLOW! Rank {} Skipping step. Attempted loss scale: 65536, reducing to 32768\n"
 
 
@@ -38,7 +41,7 @@ def test_progress_bars_do_not_count_as_lines() -> None:
 
 
 def test_offsets_are_those_of_the_file_when_colours_are_taken_out() -> None:
-    text = f"\x1b[32mfine\x1b[0m\n\r\x1b[1mbar\x1b[0m\r\x1b[31mCUDA out of\x1b[0m memory. Tried to allocate 1.00 GiB\n"
+    text = "\x1b[32mfine\x1b[0m\n\r\x1b[1mbar\x1b[0m\r\x1b[31mCUDA out of\x1b[0m memory. Tried to allocate 1.00 GiB\n"
     first = only(find(text)).first
     assert (first.line, first.offset) == (2, text.encode().index(b"\x1b[31m"))
 
