@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # cases are forked: the parent must not start CUDA
 
 import torch
+import torch.utils.checkpoint
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent.parent / "tests" / "golden" / "oracle"
@@ -157,10 +158,10 @@ class CudaRecorder:
     device = "cuda"
 
     def __init__(self, _case: dict[str, Any]) -> None:
-        # Both threads' cuBLAS workspaces, outside the record.
+        # Both threads' cuBLAS and cuBLASLt workspaces, outside the record: the backward pass runs the biased product again.
         layer = torch.nn.Linear(64, 64, device="cuda", dtype=torch.bfloat16)
         x = torch.randn(64, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        (layer(x) @ x).sum().backward()
+        (torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False) @ x).sum().backward()
         torch.cuda.memory._record_memory_history(enabled="all", context="alloc", stacks="python", max_entries=2_000_000)
         self.marks: list[tuple[int, int]] = []
 
