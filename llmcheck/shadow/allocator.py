@@ -270,14 +270,17 @@ class ExpandableAllocator(Allocator):
     def _best_of(pool: Pool, i: int) -> int:
         """Best fit from place `i` on, where a block in front of a hole counts with the size that it can grow to."""
         free, holes = pool.free, pool.holes
-
-        def grown(block: int) -> int:
+        best = 0
+        for place in range(i, len(free)):
+            block = free[place]
             size = block >> SIZE_SHIFT
-            return size + holes.get((block & ADDRESS) + size, 0)
-
-        while i + 1 < len(free) and grown(free[i + 1]) < grown(free[i]):
-            i += 1
-        return i
+            hole = holes.get((block & ADDRESS) + size)
+            if place > i and size + (hole or 0) >= best:
+                return place - 1
+            if hole is None:  # what follows is no smaller
+                return place
+            best = size + hole
+        return len(free) - 1
 
     def _expand(self, pool: Pool, size: int) -> int:
         """A free block of at least `size` bytes, where there was none."""

@@ -174,6 +174,14 @@ class Coordinator:
         if not forward:
             self.active_backward.setdefault(id(module), module)
         params = self.own_params(module)
+        if params:
+            self._claim(module, params, forward)
+        if self.mode == "complete":
+            self._prefetch(params)
+        self.step_id += 1
+
+    def _claim(self, module: Module, params: list[Param], forward: bool) -> None:
+        """Gather what is missing of the parameters of `module`, mark them as in use, wait for them."""
         missing = [p for p in params if p.ds.status == NOT_AVAILABLE]
         note(Note.FORWARD if forward else Note.BACKWARD)
         if missing:
@@ -194,17 +202,15 @@ class Coordinator:
                 handle.wait()
                 cur.stream, cur.category = stream, category
             handle = None
-        if self.mode == "complete":
-            self._prefetch(params)
-        self.step_id += 1
 
     def _prefetch(self, params: list[Param]) -> None:
-        wanted = {p for p in params if p.ds.fetched_for < self.step_id}
-        seen: set[Param] = set()
-        while self.queue and len(seen) < len(wanted):
-            p, used = self.queue.popleft()
-            p.ds.fetched_for = used
-            seen.add(p)
+        if params:
+            wanted = {p for p in params if p.ds.fetched_for < self.step_id}
+            seen: set[Param] = set()
+            while self.queue and len(seen) < len(wanted):
+                p, used = self.queue.popleft()
+                p.ds.fetched_for = used
+                seen.add(p)
         if self.settings.prefetch_bucket_size <= 0:
             return
         limit = min(self.settings.max_live_parameters - self.available, self.settings.prefetch_bucket_size)
@@ -292,6 +298,8 @@ class Coordinator:
     def release(self, module: Module, forward: bool) -> None:
         """``release_sub_module``."""
         params = self.own_params(module)
+        if forward and not params:
+            return
         release: set[int] | frozenset[int]
         release = self._params_to_release(module) if self.mode == "complete" else {p.ds.ident for p in params}
         if not forward:
@@ -370,7 +378,7 @@ class Hooks:
         coordinator.fetch(module, True)
         self.remaining[id(module)] = 0
         positional = module.positional
-        args = tuple(self._post_backward(module, a) if type(a) is Tensor and i < positional else a for i, a in enumerate(args))
+        args = tuple([self._post_backward(module, a) if type(a) is Tensor and i < positional else a for i, a in enumerate(args)])
         if module.zero_leaf:
             out = self._leaf(module, args)
         else:
@@ -378,7 +386,7 @@ class Hooks:
         self.stack.pop()
         coordinator.release(module, True)
         if type(out) is tuple:
-            return tuple(self._pre_backward(module, o) if type(o) is Tensor else o for o in out)
+            return tuple([self._pre_backward(module, o) if type(o) is Tensor else o for o in out])
         if type(out) is Tensor:
             return self._pre_backward(module, out)
         return out
