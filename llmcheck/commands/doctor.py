@@ -31,7 +31,7 @@ _MARKS = {
     "json": b'"schema": "llmcheck.report/',
     "sarif": b'"name": "llmcheck"',
     "junit": b'<testsuites name="llmcheck"',
-    "github": b"title=llmcheck",
+    "github": b",title=",
     "markdown": b"### llmcheck doctor",
     "text": b"   examined: ",
     "baseline": b'"schema": "llmcheck.baseline/',
