@@ -20,7 +20,7 @@ from llmcheck.report import settings as gate_settings
 from llmcheck.report.finding import Finding, Report
 from llmcheck.report.gate import Gate, apply, exit_code
 from llmcheck.rules.facts import load_registry
-from llmcheck.rules.load import load_all
+from llmcheck.rules.load import load_all, shipped_codes, shipped_ids
 from llmcheck.rules.rule import CONFIDENCES, Pack
 
 FORMATS = ("text", "json", "sarif", "junit", "github", "markdown")
@@ -106,12 +106,12 @@ def run(args: argparse.Namespace) -> int:
     registry = load_registry()
     _check_places(args, outputs)
     settings = gate_settings.load(args.settings)
-    packs = load_all(registry, [*settings.rules_here(), *args.rules])
+    logs = [log for request in requests for log in request.logs]
+    gathered = gather(requests)
+    packs = load_all(registry, [*settings.rules_here(), *args.rules], _packs(bool(gathered.wanted), bool(logs)))
     gate = _gate(args, settings, packs)
     today = date.today()
-    gathered = gather(requests)
     report = examine(packs, gathered, registry, gate, today)
-    logs = [log for request in requests for log in request.logs]
     if logs and args.follow:
         report = _follow(report, logs[0], packs, gate, today)
     elif logs:
@@ -221,8 +221,13 @@ def _check_places(args: argparse.Namespace, outputs: Sequence[_Output]) -> None:
         find_place(args.bundle, flag="--bundle", replaceable=lambda _: False)
 
 
+def _packs(subjects: bool, logs: bool) -> list[str]:
+    """The packs that are needed: signatures are for logs and for nothing else, and they are half of all rules."""
+    return [name for name in shipped_ids() if (logs if name == "signatures" else subjects)]
+
+
 def _gate(args: argparse.Namespace, settings: gate_settings.Settings, packs: Sequence[Pack]) -> Gate:
-    codes = tuple(rule.code for pack in packs for rule in pack.rules)
+    codes = (*shipped_codes(), *(rule.code for pack in packs for rule in pack.rules))
     select, ignore = _codes(args.select), _codes(args.ignore)
     gate_settings.check(settings, codes, args.settings or gate_settings.FILE)
     gate_settings.check_prefixes("--select", select, codes)

@@ -28,6 +28,7 @@ MAX_DEPTH = 3  # of any/all
 MIN_LITERAL_CHARS = 4
 
 _CODE = re.compile(r"[A-Z]{2,8}\d{3,4}")
+_CODE_LINE = re.compile(rb'^code = "([A-Z]+[0-9]+)"', re.MULTILINE)
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _MAX_PROBLEMS = 20  # shown at once
 
@@ -53,11 +54,26 @@ def shipped_folder() -> str:
     raise UserError("the rule packs are missing", code="installation", where=house, hint="install llmcheck again")
 
 
+def shipped_ids() -> list[str]:
+    """Names of our own packs."""
+    folder = shipped_folder()
+    return sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name, "pack.toml")))
+
+
+def shipped_codes() -> list[str]:
+    """Codes of all our rules, found without parsing the packs: most commands need only some of them, and parsing all takes 0.2 s."""
+    folder = shipped_folder()
+    codes: list[str] = []
+    for name in shipped_ids():
+        for text in _read(os.path.join(folder, name)).values():
+            codes += (code.decode() for code in _CODE_LINE.findall(text))
+    return codes
+
+
 def load_shipped(registry: Registry, ids: Sequence[str] | None = None, *, examples: bool = False) -> list[Pack]:
     """Our own packs, or those in `ids`. `examples`: with the rules' tests, which only lint, test and explain need."""
     folder = shipped_folder()
-    names = sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name, "pack.toml")))
-    chosen = names if ids is None else [name for name in names if name in ids]
+    chosen = [name for name in shipped_ids() if ids is None or name in ids]
     return [load_pack(os.path.join(folder, name), registry, examples=examples, trusted=True) for name in chosen]
 
 
