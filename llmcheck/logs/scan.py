@@ -16,9 +16,10 @@ from llmcheck.logs.contexts import Above, Below, Confirm, History
 from llmcheck.logs.match import Group, Match, ScanResult, TracebackGroup, Undecided
 from llmcheck.logs.page import Line, Page
 from llmcheck.logs.prefilter import Engine, Hits, make_prefilter
+from llmcheck.logs.screen import thin_out
 from llmcheck.logs.source import Chunk, Source
 from llmcheck.logs.tracebacks import HEADER, Collector, Fold
-from llmcheck.rules.patterns import WINDOW_CHARS
+from llmcheck.rules.patterns import WINDOW_CHARS, is_searchable
 from llmcheck.rules.rule import Context, LogPattern, Rule
 
 MAX_TEXT_CHARS = 500  # of a line that is kept to be shown
@@ -53,8 +54,26 @@ class Signatures:
                 table.setdefault(literal, []).append(index)
         self.uses = list(table.values())
         self.header = list(table).index(HEADER)
-        self.prefilter = make_prefilter([literal.encode("utf-8") for literal in table], engine)
+        self.literals = [literal.encode("utf-8") for literal in table]
+        self.prefilter = make_prefilter(self.literals, engine)
         self._patterns: dict[str, re.Pattern[str]] = {}
+        self._screens: dict[int, tuple[re.Pattern[str], ...] | None] = {}
+
+    def hits(self, data: bytes) -> Hits:
+        """Where literals are in a chunk, less the lines that cannot match where there are many."""
+        return thin_out(self.prefilter.hits(data), data, self.literals, self._screen)
+
+    def _screen(self, literal: int) -> tuple[re.Pattern[str], ...] | None:
+        """Patterns that decide together whether a line with the literal can be left out, or None: no line can."""
+        if literal not in self._screens:
+            self._screens[literal] = None
+            logs = [_log(self.rules[rule]) for rule in self.uses[literal]]
+            try:
+                if literal != self.header and all(log.lines == 1 and is_searchable(log.pattern) for log in logs):
+                    self._screens[literal] = tuple(self.pattern(log.pattern) for log in logs)
+            except (re.error, RecursionError, OverflowError):
+                pass  # told when the rule has its turn
+        return self._screens[literal]
 
     def pattern(self, text: str) -> re.Pattern[str]:
         """`text` compiled, once. Most rules of a pack never come this far."""
@@ -128,7 +147,7 @@ class Scanner:
         self._num_bytes += len(chunk.data)
         self._history.add(page)
         self._resume(page)
-        headers = self._lines(page, self._signatures.prefilter.hits(page.data))
+        headers = self._lines(page, self._signatures.hits(page.data))
         for line in headers[-2:]:  # beyond the limit: the last ones, since the last exception is the one that ended the run
             self._traceback(page, line)
         self._number += page.num_lines()
