@@ -44,6 +44,16 @@ class Page:
         self._at = start
         return Line(start, self._end(start), self._number, self._offset_of(start, self._index))
 
+    def around(self, position: int) -> Line:
+        """The line that holds `position`, anywhere in the page; without its number and its offset."""
+        start = self.data.rfind(b"\n", 0, position) + 1
+        start = max(start, self.data.rfind(b"\r", start, position) + 1)
+        return Line(start, self._end(start), 0, 0)
+
+    def number_at(self, start: int) -> int:
+        """Number of the line that begins at `start`."""
+        return self.first_line + self.data.count(b"\n", 0, start)
+
     def lines_after(self, line: Line | None) -> Iterator[Line]:
         """The lines after `line`, or all."""
         data = self.data

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from llmcheck.logs.clean import MAX_RAW_BYTES, Clean
+from llmcheck.logs.contexts import Above, Below, Confirm, History
 from llmcheck.logs.match import Group, Match, ScanResult, TracebackGroup, Undecided
 from llmcheck.logs.page import Line, Page
 from llmcheck.logs.prefilter import Engine, Hits, make_prefilter
+from llmcheck.logs.screen import thin_out
 from llmcheck.logs.source import Chunk, Source
 from llmcheck.logs.tracebacks import HEADER, Collector, Fold
-from llmcheck.rules.patterns import WINDOW_CHARS
+from llmcheck.rules.patterns import WINDOW_CHARS, is_searchable
 from llmcheck.rules.rule import Context, LogPattern, Rule
 
 MAX_TEXT_CHARS = 500  # of a line that is kept to be shown
@@ -46,16 +48,32 @@ class Signatures:
 
     def __init__(self, rules: Iterable[Rule], engine: Engine | None = None) -> None:
         self.rules = tuple(rule for rule in rules if rule.log is not None and rule.status != "removed")
-        table: dict[str, list[tuple[int, int]]] = {HEADER: []}  # literal -> (rule, its context or -1)
+        table: dict[str, list[int]] = {HEADER: []}  # literal -> rules
         for index, rule in enumerate(self.rules):
             for literal in dict.fromkeys(_log(rule).literal):
-                table.setdefault(literal, []).append((index, -1))
-            for place, context in enumerate(_contexts(rule)):
-                table.setdefault(context.literal, []).append((index, place))
+                table.setdefault(literal, []).append(index)
         self.uses = list(table.values())
         self.header = list(table).index(HEADER)
-        self.prefilter = make_prefilter([literal.encode("utf-8") for literal in table], engine)
+        self.literals = [literal.encode("utf-8") for literal in table]
+        self.prefilter = make_prefilter(self.literals, engine)
         self._patterns: dict[str, re.Pattern[str]] = {}
+        self._screens: dict[int, tuple[re.Pattern[str], ...] | None] = {}
+
+    def hits(self, data: bytes) -> Hits:
+        """Where literals are in a chunk, less the lines that cannot match where there are many."""
+        return thin_out(self.prefilter.hits(data), data, self.literals, self._screen)
+
+    def _screen(self, literal: int) -> tuple[re.Pattern[str], ...] | None:
+        """Patterns that decide together whether a line with the literal can be left out, or None: no line can."""
+        if literal not in self._screens:
+            self._screens[literal] = None
+            logs = [_log(self.rules[rule]) for rule in self.uses[literal]]
+            try:
+                if literal != self.header and all(log.lines == 1 and is_searchable(log.pattern) for log in logs):
+                    self._screens[literal] = tuple(self.pattern(log.pattern) for log in logs)
+            except (re.error, RecursionError, OverflowError):
+                pass  # told when the rule has its turn
+        return self._screens[literal]
 
     def pattern(self, text: str) -> re.Pattern[str]:
         """`text` compiled, once. Most rules of a pack never come this far."""
@@ -77,7 +95,7 @@ class _Candidate:
     match: Match | None = None
     judged: bool = False
     dead: bool = False
-    below: set[int] = field(default_factory=set)  # contexts still to be seen
+    below: set[int] = field(default_factory=set)  # places of contexts still to be seen
 
 
 @dataclass(kw_only=True, eq=False)
@@ -92,7 +110,8 @@ class _State:
     seconds: float = 0.0
     gave_up: str = ""
     pending: list[_Candidate] = field(default_factory=list)
-    seen: dict[int, int] = field(default_factory=dict)  # context -> number of the last line that has it
+    above: list[Above] = field(default_factory=list)
+    below: list[Below] = field(default_factory=list)
 
 
 class Scanner:
@@ -105,7 +124,11 @@ class Scanner:
         self._source = source
         self._limits = limits or Limits()
         self._clock = clock
-        self._states = [_State() for _ in signatures.rules]
+        self._states = [
+            _State(above=[Above(context=c) for c in _log(rule).above], below=[Below(context=c) for c in _log(rule).below])
+            for rule in signatures.rules
+        ]
+        self._history = History()
         self._windows: list[_Candidate] = []
         self._collectors: list[Collector] = []
         self._headers: set[int] = set()
@@ -122,8 +145,9 @@ class Scanner:
             self._number += chunk.gap_lines
         page = Page(chunk, self._number)
         self._num_bytes += len(chunk.data)
+        self._history.add(page)
         self._resume(page)
-        headers = self._lines(page, self._signatures.prefilter.hits(page.data))
+        headers = self._lines(page, self._signatures.hits(page.data))
         for line in headers[-2:]:  # beyond the limit: the last ones, since the last exception is the one that ended the run
             self._traceback(page, line)
         self._number += page.num_lines()
@@ -191,12 +215,8 @@ class Scanner:
         return left
 
     def _line(self, page: Page, line: Line, found: Iterable[int]) -> None:
-        uses = [use for literal in found for use in self._signatures.uses[literal]]
-        for rule in dict.fromkeys(rule for rule, context in uses if context < 0):
+        for rule in dict.fromkeys(rule for literal in found for rule in self._signatures.uses[literal]):
             self._consider(page, line, rule)
-        for rule, context in uses:
-            if context >= 0 and not self._states[rule].gave_up:
-                self._see(page, line, rule, context)
 
     def _consider(self, page: Page, line: Line, rule: int) -> None:
         """A line has a literal of `rule`."""
@@ -215,15 +235,17 @@ class Scanner:
         clean = page.clean(line)
         if not _level_counts(log, clean) or not any(literal in clean.text for literal in log.literal):
             return
-        if log.above and not _holds_above(log.above, state.seen, line.number):
-            return
+        for above in state.above:
+            if not above.holds(line, page, self._history, self._confirm(rule, above.context, line.number)):
+                return
         candidate = _Candidate(rule=rule, line=line, first=clean, texts=[clean.text])
         if log.below:
             if len(state.pending) >= self._limits.num_pending:
                 state.num_unmatched += 1
                 return
-            candidate.below = {len(log.above) + place for place, context in enumerate(log.below) if not context.absent}
+            candidate.below = {place for place, context in enumerate(log.below) if not context.absent}
             state.pending.append(candidate)
+            self._look_below(rule, page, line.end, (candidate,))
         if log.lines == 1 or self._extend(candidate, page, line):
             self._judge(candidate)
         else:
@@ -301,32 +323,26 @@ class Scanner:
         group.first = min(group.first, match, key=lambda m: m.offset)
         group.last = max(group.last, match, key=lambda m: m.offset)
 
-    def _see(self, page: Page, line: Line, rule: int, place: int) -> None:
-        """A line has the literal of a rule's context."""
-        state = self._states[rule]
-        log = _log(self._signatures.rules[rule])
-        context = _contexts(self._signatures.rules[rule])[place]
-        below = place >= len(log.above)
-        if below and not state.pending:
-            return
-        text = page.clean(line).text
-        if context.literal not in text:
-            return
-        if context.pattern and self._search(rule, context.pattern, text, line.number) is None:
-            return
-        if not below:
-            state.seen[place] = line.number
-            return
-        absent = any(other.absent for other in log.below)
-        for candidate in tuple(state.pending):
-            if candidate.line.offset < line.offset and line.number - candidate.line.number <= context.within:
-                if context.absent:
-                    candidate.dead = True
-                else:
-                    candidate.below.discard(place)
-                    if not candidate.below and not absent and candidate.match is not None:
-                        state.pending.remove(candidate)
-                        self._accept(rule, candidate.match)
+    def _confirm(self, rule: int, context: Context, number: int) -> Confirm:
+        def confirm(text: str) -> bool:
+            if context.literal not in text:
+                return False
+            return not context.pattern or self._search(rule, context.pattern, text, number) is not None
+
+        return confirm
+
+    def _look_below(self, rule: int, page: Page, position: int, candidates: Sequence[_Candidate]) -> None:
+        """See which contexts of `candidates` come after `position` in the page."""
+        for place, below in enumerate(self._states[rule].below):
+            number = below.next(page, position, self._confirm(rule, below.context, page.first_line))
+            if number is None:
+                continue
+            for candidate in candidates:
+                if number - candidate.line.number <= below.context.within:
+                    if below.context.absent:
+                        candidate.dead = True
+                    else:
+                        candidate.below.discard(place)
 
     def _expire(self, number: int | None) -> None:
         """Decide on candidates whose contexts below would have come before line `number`; None: the log is over."""
@@ -339,7 +355,8 @@ class Scanner:
             for candidate in state.pending:
                 if candidate.dead:
                     continue
-                if number is not None and (not candidate.judged or number - candidate.line.number <= furthest):
+                sure = not candidate.below and not any(context.absent for context in log.below)
+                if not candidate.judged or (number is not None and not sure and number - candidate.line.number <= furthest):
                     waiting.append(candidate)
                 elif not candidate.below and candidate.match is not None:
                     self._accept(index, candidate.match)
@@ -347,6 +364,9 @@ class Scanner:
 
     def _resume(self, page: Page) -> None:
         """Go on with what the last chunk left unfinished."""
+        for rule, state in enumerate(self._states):
+            if state.pending:
+                self._look_below(rule, page, 0, state.pending)
         still = []
         for candidate in self._windows:
             if self._extend(candidate, page, None):
@@ -422,19 +442,5 @@ def _log(rule: Rule) -> LogPattern:
     return rule.log
 
 
-def _contexts(rule: Rule) -> Sequence[Context]:
-    """The contexts of a rule: those above, then those below."""
-    return (*_log(rule).above, *_log(rule).below)
-
-
 def _level_counts(log: LogPattern, line: Clean) -> bool:
     return line.level is None or line.level == "error" or line.level in log.levels
-
-
-def _holds_above(contexts: Sequence[Context], seen: dict[int, int], number: int) -> bool:
-    for place, context in enumerate(contexts):
-        last = seen.get(place)
-        near = last is not None and number - last <= context.within
-        if near == context.absent:
-            return False
-    return True

@@ -36,6 +36,7 @@ _CATEGORIES = {
     _c.CATEGORY_NOT_WORD: _ALL - _WORD,
 }
 _REPEATS = {op for name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT") if (op := getattr(_c, name, None)) is not None}
+_SINGLE = {_c.LITERAL, _c.NOT_LITERAL, _c.IN}  # match one character; so does ANY, but no line feed
 _REFUSED = {
     getattr(_c, name): words
     for name, words in (
@@ -74,6 +75,21 @@ def contains_literal(pattern: str, literals: Iterable[str]) -> bool:
     wanted = tuple(literals)
     tree: Any = _parser.parse(pattern)
     return all(any(literal in run for run in runs for literal in wanted) for runs in _alternatives(list(tree)))
+
+
+def is_searchable(pattern: str) -> bool:
+    """True when `pattern` can be searched in many lines at once as well as in one.
+
+    It begins with a certain character (quick to look for), never matches a line feed, and does not ask where it stands (by ``^``, ``$``
+    or ``\\b``).
+    """
+    tree: Any = _parser.parse(pattern)
+    if not tree or tree[0][0] is not _c.LITERAL or tree.state.flags & re.DOTALL:
+        return False
+    return not any(
+        op is _c.AT or (op in _SINGLE and 10 in _characters(op, argument)) or (op is _c.SUBPATTERN and argument[1])  # (?s:...)
+        for op, argument in _walk(tree)
+    )
 
 
 def groups(pattern: str) -> set[str]:

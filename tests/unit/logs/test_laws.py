@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from llmcheck.logs.scan import Signatures
 from llmcheck.rules.rule import Rule
 
 SHORT = signature("SHORT", ("rror: ", "ail"), r"^(?P<what>\w+)(?:rror: |ail)", group_by=("what",))
+ZERO = signature("ZERO", "'loss': ", r"'loss': '?0(?:\.0+)?'?[,}]", levels=("info",))
 ONE_LINE = (OOM, WATCHDOG, SHM, SHORT)
 PARTS = st.one_of(
     st.sampled_from(
@@ -22,6 +24,11 @@ PARTS = st.one_of(
             "NCCL WARN Error while creating shared memory segment",
             "Error: x",
             "fail",
+            "{'loss': 0.0, 'x': 1}",
+            "{'loss': 0.5}",
+            "é{'loss': 1}",
+            "'loss': ",
+            "\xff",
             "[rank1]: ",
             "2026-11-24 10:00:00,123 ",
             "[WARNING] ",
@@ -81,6 +88,14 @@ def test_borders_of_blocks_neither_lose_nor_double_a_hit(data: bytes, small: int
     signatures = Signatures((*ONE_LINE, SHAPE), "python")
     one, other = in_blocks(data, small, signatures), in_blocks(data, large, signatures)
     assert (one.groups, one.tracebacks, one.num_lines) == (other.groups, other.tracebacks, other.num_lines)
+
+
+@given(LOGS, st.integers(1, 200))
+def test_leaving_out_lines_by_their_chunk_changes_nothing(data: bytes, block_bytes: int) -> None:
+    rules = (*ONE_LINE, ZERO)
+    plain = in_blocks(data, block_bytes, Signatures(rules, "python"))
+    with mock.patch("llmcheck.logs.screen.DENSE_HITS", 1):
+        assert in_blocks(data, block_bytes, Signatures(rules, "python")).groups == plain.groups
 
 
 @given(LOGS)

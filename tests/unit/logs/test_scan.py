@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from benchmarks.logs.samples import (
@@ -187,6 +189,23 @@ def test_a_rule_that_takes_too_long_is_undecided() -> None:
 def test_a_pattern_that_cannot_be_compiled_is_undecided() -> None:
     (entry,) = find("needle", signature("BAD", "needle", "needle(")).undecided
     assert entry.reason.startswith("its pattern cannot be used")
+
+
+def test_a_literal_of_healthy_lines_finds_the_few_that_match() -> None:
+    rule = signature("ZERO", "'loss': ", r"'loss': 0(?:\.0+)?,")
+    log = "".join(f"{{'loss': {0 if i == 700 else i / 7}, 'é': 1}}\n" for i in range(1, 1000))
+    assert only(find(log, rule)).first.line == 700
+
+
+def test_a_match_does_not_hide_one_behind_a_carriage_return() -> None:
+    rule = signature("END", "needle", "needle.*x")
+    assert only(find("needle\r" * 999 + "needle x\n" + "needle\n" * 999, rule)).count == 1
+
+
+def test_a_literal_inside_json_is_not_left_out() -> None:
+    rule = signature("ZERO", "loss", r'loss": 0,')
+    log = "".join(json.dumps({"log": f'{{"loss": {i % 500},}}\n'}, separators=(",", ":")) + "\n" for i in range(1, 1000))
+    assert only(find(log, rule)).first.line == 500
 
 
 def test_a_removed_rule_is_not_looked_for() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcheck.rules.patterns import complaints, contains_literal
+from llmcheck.rules.patterns import complaints, contains_literal, is_searchable
 
 SAFE = [
     r"\[Rank (?P<rank>\d+)\] Watchdog caught: WorkNCCL\(SeqNum=(?P<seq>\d+), OpType=(?P<op>\w+),",
@@ -64,3 +64,24 @@ def test_literal_is_in_every_match(pattern: str, literals: list[str], certain: b
 def test_what_matches_holds_the_proven_literal(text: str) -> None:
     assert contains_literal(r"(?:torch\.)?(?:cuda\.)?OutOfMemoryError: (?:CUDA|HIP) out of memory", ["OutOfMemoryError: "])
     assert "OutOfMemoryError: " in text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "searchable"),
+    [
+        ("'loss': 0,", True),
+        (r"loss: (?P<x>[\d.]+), .*nan", True),
+        (r"loss: [^\n]*nan", True),
+        (r"(?P<x>\d+) loss", False),
+        (r"loss: [^,]*nan", False),
+        (r"loss:\s*nan", False),
+        (r"loss\b", False),
+        ("loss$", False),
+        ("(?s)loss.x", False),
+        ("loss(?s:.)x", False),
+        (r"loss\n", False),
+        ("", False),
+    ],
+)
+def test_patterns_that_can_be_searched_in_many_lines_at_once(pattern: str, searchable: bool) -> None:
+    assert is_searchable(pattern) == searchable
