@@ -50,7 +50,18 @@ def gather(requests: Sequence[Request]) -> Gathered:
     for read in (_environment, _tokenizer, _model, _configuration, _plan, _hostfile, _data):
         for request in requests:
             read(request, result)
+    _relate(result)
     return result
+
+
+def _relate(result: Gathered) -> None:
+    """What follows from several subjects together, of the common facts and of each further file with them."""
+    if "training" not in result.wanted:
+        return
+    from llmcheck.probe import related
+
+    result.facts = result.facts.merged(related.facts(result.facts))
+    result.files = [found.merged(related.facts(result.facts.merged(found))) for found in result.files]
 
 
 def _environment(request: Request, result: Gathered) -> None:

@@ -24,7 +24,10 @@ AUTO = "auto"
 _MAX_SHOWN = 60  # characters of a bad value or key that a message repeats
 _MAX_UNKNOWN = 8  # unknown keys that get a message of their own
 _NULLABLE_SECTIONS = ("offload_param", "offload_optimizer", "aio", "bf16")  # null means "not given" there
-_OLD_NAMES = {"bfloat16": "bf16"}
+OLD_NAMES = {"bfloat16": "bf16"}
+OLD_ZERO_NAMES = (  # DeepSpeed still takes them, with a warning
+    "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory", "stage3_gather_fp16_weights_on_model_save",
+)  # fmt: skip
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -37,17 +40,18 @@ _KINDS = {
 
 
 class Problem(NamedTuple):
-    """One thing wrong. `where` is the key's path."""
+    """One thing wrong. `where` is the key's path. `ours`: DeepSpeed takes it, but no plan is made for it."""
 
     where: str
     what: str
     hint: str = ""
     why: str = ""
+    ours: bool = False
 
 
 def normalise(config: Mapping[str, Any], problems: list[Problem], notes: list[str]) -> dict[str, Any]:
     """A copy of `config` in today's names, "auto" still in it. What is wrong with keys and kinds goes into `problems`."""
-    config = {_OLD_NAMES.get(k, k) if _OLD_NAMES.get(k) not in config else k: v for k, v in config.items()}
+    config = {OLD_NAMES.get(k, k) if OLD_NAMES.get(k) not in config else k: v for k, v in config.items()}
     for path, why in REMOVED.items():
         if _get(config, path) is not None:
             problems.append(Problem(path, "DeepSpeed 0.19.8 no longer has this key and refuses to start", "remove it", why))
@@ -163,7 +167,8 @@ def own_conflicts(config: Mapping[str, Any], problems: list[Problem], notes: lis
     for path, parallelism in (("sequence_parallel_size", "sequence"), ("tensor_parallel.autotp_size", "tensor")):
         size = _get(config, path)
         if isinstance(size, (int, float)) and size > 1:
-            problems.append(Problem(path, f"{parallelism} parallelism is not planned for", "data parallelism (ZeRO) is; leave it out"))
+            hint = "data parallelism (ZeRO) is; leave it out"
+            problems.append(Problem(path, f"{parallelism} parallelism is not planned for", hint, ours=True))
     zero = config.get("zero_optimization", {})
     stage = definite(zero.get("stage"))
     if stage is None:
@@ -254,7 +259,8 @@ def _check_optimizer(config: Mapping[str, Any], problems: list[Problem]) -> None
         known = kind.lower() in OTHER_OPTIMIZERS
         hint = "" if known else did_you_mean(kind[:_MAX_SHOWN], ("Adam", "AdamW"))
         what = f"{_shown(kind)} is not an optimizer whose memory is simulated"
-        problems.append(Problem("optimizer.type", what, hint or "Adam and AdamW are; leave the section out to choose with --optimizer"))
+        hint = hint or "Adam and AdamW are; leave the section out to choose with --optimizer"
+        problems.append(Problem("optimizer.type", what, hint, ours=True))
 
 
 def definite(value: Any) -> Any:
