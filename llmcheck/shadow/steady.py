@@ -19,11 +19,12 @@ class Start(NamedTuple):
     event: int
     request: int
     mark: int
+    note: int
 
 
 def start_of_step(tape: Tape) -> Start:
     """Where the step starts that comes next."""
-    return Start(len(tape.events), len(tape.sizes), len(tape.marks))
+    return Start(len(tape.events), len(tape.sizes), len(tape.marks), len(tape.notes))
 
 
 def repeat_first(tape: Tape, first: Start, ids: int, step: int) -> bool:
@@ -63,6 +64,8 @@ def repeat(tape: Tape, before: Start, last: Start, step: int) -> bool:
         return False
     freed = dict(zip(inherited, left, strict=True))
     tape.marks += [(position + len(events), kind, _renamed(name, step)) for position, kind, name in tape.marks[last.mark :]]
+    tape.notes += [(position + len(events), what, amount) for position, what, amount in tape.notes[last.note :]]
+    tape.shared.update({i + shift: tape.shared[i] for i in requests if i in tape.shared})
     tape.events += [e + shift if e >= 0 else e - shift if ~e >= last.request else ~freed[~e] for e in events]
     _append_requests(tape, requests)
     return True

@@ -218,6 +218,7 @@ def test_a_step_that_is_written_again_is_what_executing_it_gives(
 
     assert (plain.events, plain.marks) == (written.events, written.marks)
     assert (plain.sizes, plain.categories, plain.streams) == (written.sizes, written.categories, written.streams)
+    assert (plain.shared, plain.notes) == (written.shared, written.notes)
 
 
 # --- the smallest GPU ----------------------------------------------------------------------------------------------------------------

@@ -174,6 +174,7 @@ class Coordinator:
         if not forward:
             self.active_backward.setdefault(id(module), module)
         params = self.own_params(module)
+        note(Note.FORWARD if forward else Note.BACKWARD)  # the hook takes its time for modules without parameters too
         if params:
             self._claim(module, params, forward)
         if self.mode == "complete":
@@ -183,7 +184,6 @@ class Coordinator:
     def _claim(self, module: Module, params: list[Param], forward: bool) -> None:
         """Gather what is missing of the parameters of `module`, mark them as in use, wait for them."""
         missing = [p for p in params if p.ds.status == NOT_AVAILABLE]
-        note(Note.FORWARD if forward else Note.BACKWARD)
         if missing:
             self._gather(missing)
         # DeepSpeed walks a set of parameters here, ordered by address: the copies of a leaf module's (experts') weights may come in another
