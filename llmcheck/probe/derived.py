@@ -29,6 +29,7 @@ def facts(known: Facts) -> Facts:
     _compilers(whole, result)
     _visible_devices(whole, result)
     _flash_attention(whole, result)
+    _bitsandbytes(known, result)
     return result
 
 
@@ -214,6 +215,21 @@ def _flash_attention(known: Facts, result: Facts) -> None:
         result.absent("flash_attn.matches_torch")
     else:
         result.put("flash_attn.matches_torch", str(built.value).split(".")[:2] == str(torch.value).split(".")[:2], built.location)
+
+
+def _bitsandbytes(known: Facts, result: Facts) -> None:
+    """CUDA releases that a bitsandbytes brings which is only pinned, from the table."""
+    if known.get("bitsandbytes.cuda_versions") is not None or known.why_unknown("bitsandbytes.cuda_versions") is not None:
+        return
+    pinned, machine = known.get("pkg.bitsandbytes"), known.get("host.architecture")
+    if pinned is None or pinned.value is ABSENT:
+        return
+    row = next((row for row in _tables()["bitsandbytes_cuda"] if _in_range(str(pinned.value), row)), None)
+    if row is None or (machine is not None and machine.value != "x86_64"):
+        why = f"it is not known for which CUDA releases the wheel of bitsandbytes {pinned.value} is built"
+        result.could_not("bitsandbytes.cuda_versions", why)
+        return
+    result.put("bitsandbytes.cuda_versions", list(row["cuda"]), pinned.location)
 
 
 def _in_range(version: str, row: dict[str, Any]) -> bool:

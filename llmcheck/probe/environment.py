@@ -68,7 +68,7 @@ def _interpreter(python: str) -> str:
 
 
 def _give_up(result: Facts, why: str) -> None:
-    names = ("pkg.*", "build.*", "python.version", "torch.*", "bitsandbytes.*", "deepspeed.*", "flash_attn.*", "environment.*")
+    names = ("pkg.*", "build.*", "python.*", "torch.*", "bitsandbytes.*", "deepspeed.*", "flash_attn.*", "environment.*")
     for name in (*names, "toolchain.python_headers"):
         result.could_not(name, why[:400])
 
@@ -76,6 +76,7 @@ def _give_up(result: Facts, why: str) -> None:
 def _record(result: Facts, report: dict[str, Any]) -> None:
     python = report["python"]
     result.put("python.version", str(python["version"]))
+    result.put("python.implementation", str(python["implementation"]))
     result.put("environment.is_virtual", bool(python["is_venv"] or python["is_conda"]))
     result.put("environment.incomplete", [os.path.basename(str(path)) for path in report["incomplete"]] or None)
     result.put("toolchain.python_headers", python["headers"])

@@ -148,3 +148,27 @@ def test_every_fact_is_registered() -> None:
     registry = load_registry()
     found = derive({"pkg.torch": "2.11.0", "gpu.compute_capabilities": ["9.0"], "gpu.count": 1}, ("env.CUDA_VISIBLE_DEVICES",))
     assert [name for name in [*found.known, *found.unreadable] if registry.kind(name) is None] == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "has", "lacks"),
+    [
+        ({"pkg.bitsandbytes": "0.44.1"}, "12.5", "12.6"),
+        ({"pkg.bitsandbytes": "0.45.5"}, "12.8", "12.9"),
+        ({"pkg.bitsandbytes": "0.47.0"}, "12.9", "13.0"),
+        ({"pkg.bitsandbytes": "0.49.2"}, "13.0", "13.2"),
+        ({"pkg.bitsandbytes": "0.50.2"}, "13.2", "12.9"),
+        ({"pkg.bitsandbytes": "0.50.2", "bitsandbytes.cuda_versions": ["12.9"]}, "12.9", "13.2"),  # its files say otherwise
+    ],
+)
+def test_cuda_releases_of_a_bitsandbytes_that_is_only_pinned(facts: dict[str, Any], has: str, lacks: str) -> None:
+    found = value(derive(facts), "bitsandbytes.cuda_versions")
+    assert has in found
+    assert lacks not in found
+
+
+@pytest.mark.parametrize("facts", [{"pkg.bitsandbytes": "0.37.2"}, {"pkg.bitsandbytes": "0.47.0", "host.architecture": "aarch64"}])
+def test_cuda_releases_of_an_unknown_bitsandbytes(facts: dict[str, Any]) -> None:
+    found = derive(facts)
+    assert found.get("bitsandbytes.cuda_versions") is None
+    assert "bitsandbytes" in (found.why_unknown("bitsandbytes.cuda_versions") or "")
