@@ -26,6 +26,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.accuracy.run
 	$(BIN)/python -m benchmarks.steptime.run
 	$(BIN)/python -m benchmarks.published.run
+	-$(BIN)/python -m benchmarks.speed.run
 	$(BIN)/python -m benchmarks.peers.run $(foreach python,$(PEERS),--with $(python))
 
 $(VENV)/bin/python:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, compress, count
 from typing import NamedTuple
 
 from llmcheck.shadow.allocator import NO_CAP, SIZE_SHIFT, SMALL_SIZE, Allocator, ExpandableAllocator, NativeAllocator, OutOfMemoryError
 from llmcheck.shadow.tensor import Tape
 from llmcheck.types import AllocatorKind, OutOfMemory, PhaseStats
 
-_PIECE = 512  # events between two states that are kept
+_PIECE = 2048  # events between two states that are kept
 _CONSTRUCTION = ("model", "init")  # phases before training
 
 
@@ -93,8 +93,14 @@ class Replay:
         """Where the allocated peak of the training phases is first reached."""
         start = max((mark.stop for mark in self.marks if mark.name in _CONSTRUCTION), default=0)
         events, stop = self.tape.events, self.marks[-1].stop if self.marks else 0
-        training = [total if e >= 0 else -1 for e, total in zip(events[start:stop], self._allocated[start:stop], strict=True)]
-        return start + training.index(max(training)) if training else 0
+        if start == stop:
+            return 0
+        allocated = self._allocated
+        position = allocated.index(max(allocated[start:stop]), start)
+        if events[position] < 0:  # it only falls from where training starts: the highest that a request has reached counts
+            requests = [total if e >= 0 else -1 for e, total in zip(events[start:stop], allocated[start:stop], strict=True)]
+            position = start + requests.index(max(requests))
+        return position
 
     @property
     def peak_phase(self) -> str:
@@ -186,19 +192,21 @@ def replay(tape: Tape, kind: AllocatorKind, cap_bytes: int | None = None) -> Rep
 
 def breakdown(tape: Tape, block_bytes: Sequence[int], position: int) -> Mapping[str, int]:
     """Bytes by category of the blocks that are live after event `position`."""
-    return _by_category(tape, block_bytes, position + 1)
-
-
-def _by_category(tape: Tape, block_bytes: Sequence[int], stop: int) -> dict[str, int]:
-    """Bytes by category of the blocks that are live before event `stop`, in the order of their requests."""
-    events = tape.events[:stop]
-    live = {e for e in events if e >= 0}
-    live.difference_update([~e for e in events if e < 0])
     out: dict[str, int] = {}
-    for e in sorted(live):
+    for e in compress(count(), _live(tape, position + 1)):
         category = tape.categories[e]
         out[category] = out.get(category, 0) + block_bytes[e]
     return out
+
+
+def _live(tape: Tape, stop: int) -> list[bool]:
+    """Of each request before event `stop`, whether it is live then."""
+    events = tape.events[:stop]
+    live = [True] * next((e + 1 for e in reversed(events) if e >= 0), 0)  # requests are numbered in the order of their events
+    for e in events:
+        if e < 0:
+            live[~e] = False
+    return live
 
 
 def timeline(
@@ -214,9 +222,10 @@ def timeline(
     start = marks[first - 1][0] if first else 0
     stop = ends[phase_names[-1]]
     categories, events = tape.categories, tape.events
-    # every category that was seen before `start`, those with nothing left too
-    current = dict.fromkeys([categories[e] for e in events[:start] if e >= 0], 0)
-    current.update(_by_category(tape, block_bytes, start))
+    live = _live(tape, start)
+    current = dict.fromkeys(categories[: len(live)], 0)  # those with nothing left too
+    for e in compress(count(), live):
+        current[categories[e]] += block_bytes[e]
     total = sum(current.values())
     width = max(1, (stop - start) // points)
     out: list[tuple[float, Mapping[str, int]]] = []
