@@ -209,3 +209,11 @@ def _together(times: list[_Times]) -> _Times:
 def _mean(values: list[float]) -> float:
     """Geometric, of one or two: the values are scales."""
     return values[0] if len(values) == 1 else math.sqrt(values[0] * values[1])
+
+
+_CHINESE_CHARS = 245  # of that measurement's Chinese sample
+
+
+def estimated_tokens(num_ascii: int, num_other: int, tokenizer: TokenizerKind) -> float:
+    """Tokens of a text with so many ASCII and other characters, at the measured samples' characters per token. English and Chinese only."""
+    return num_ascii * _MEAN_TOKENS[tokenizer, "en"] / _TEXT_BYTES + num_other * _MEAN_TOKENS[tokenizer, "zh"] / _CHINESE_CHARS
