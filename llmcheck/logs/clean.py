@@ -137,8 +137,17 @@ _RANK = r"\[[Rr](?:ank|ANK)[ :=_]{0,2}(\d{1,6})\]|\bRank (\d{1,6})\b"
 _RANK_CHARS = 200  # of the line that a rank is looked for in
 
 
-def clean(raw: bytes) -> Clean:
-    """The line `raw` (without its end) as patterns see it: at most 8 KiB of text after its prefixes."""
+class Stripped(NamedTuple):
+    """A line without its prefixes, and what these told."""
+
+    text: str
+    level: Level | None
+    rank: int | None
+    stream: str
+
+
+def strip(raw: bytes) -> Stripped:
+    """The line `raw` (without its end) less its prefixes: at most 8 KiB of text."""
     text = decode(strip_controls(raw[:MAX_RAW_BYTES])).rstrip().removeprefix("\ufeff")
     if text.startswith('{"log":"'):
         text = _unwrap_json(text)
@@ -164,15 +173,25 @@ def clean(raw: bytes) -> Clean:
             elif kind != "syslog":
                 level = _LEVELS.get(value.upper()) or level
         at = match.end()
-    if level is None:
-        level = _level(text, at)
-    if rank is None and (found := _rank().search(text, at, at + _RANK_CHARS)) is not None:
+    return Stripped(text[at : at + WINDOW_CHARS], level, rank, " ".join(streams))
+
+
+def clean(raw: bytes) -> Clean:
+    """The line `raw` (without its end) as patterns see it: at most 8 KiB of text after its prefixes."""
+    return judge(strip(raw))
+
+
+def judge(line: Stripped) -> Clean:
+    """`line` with the level and the rank that its own text tells, where its prefixes did not."""
+    level = line.level if line.level is not None else _level(line.text)
+    rank = line.rank
+    if rank is None and (found := _rank().search(line.text, 0, _RANK_CHARS)) is not None:
         rank = int(found[1] or found[2])
-    return Clean(text[at : at + WINDOW_CHARS], level, rank, " ".join(streams))
+    return Clean(line.text, level, rank, line.stream)
 
 
-def _level(text: str, at: int) -> Level | None:
-    match = _level_forms().match(text, at, at + _MAX_PREFIX_CHARS)
+def _level(text: str) -> Level | None:
+    match = _level_forms().match(text, 0, _MAX_PREFIX_CHARS)
     if match is None or match.lastgroup is None:
         return None
     return "warning" if match.lastgroup == "l5" else _LEVELS[match[match.lastgroup].upper()]

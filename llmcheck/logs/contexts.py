@@ -89,7 +89,7 @@ def _last(literal: bytes, page: Page, start: int, end: int, confirm: Confirm) ->
     at = page.data.rfind(literal, start, end)
     while at >= 0:
         line = page.around(at)
-        if confirm(page.clean(line).text):
+        if confirm(page.strip(line).text):
             return page.number_at(line.start)
         at = page.data.rfind(literal, start, line.start)
     return None
@@ -100,7 +100,7 @@ def _first(literal: bytes, page: Page, start: int, confirm: Confirm) -> tuple[in
     at = page.data.find(literal, start)
     while at >= 0:
         line = page.around(at)
-        if confirm(page.clean(line).text):
+        if confirm(page.strip(line).text):
             return at, page.number_at(line.start)
         at = page.data.find(literal, line.end)
     return -1, None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from llmcheck.logs.clean import Clean, clean, strip_controls
+from llmcheck.logs.clean import Clean, Stripped, judge, strip, strip_controls
 from llmcheck.logs.source import Chunk
 
 
@@ -31,6 +31,7 @@ class Page:
         self._at = 0  # a beginning of a line that has been passed, its number, and how many lines are before it
         self._number = first_line
         self._index = 0
+        self._stripped: dict[int, Stripped] = {}
         self._cleaned: dict[int, Clean] = {}
 
     def line_at(self, position: int) -> Line:
@@ -77,7 +78,14 @@ class Page:
         """`line` cleaned; remembered, since several rules may ask for it."""
         found = self._cleaned.get(line.start)
         if found is None:
-            found = self._cleaned[line.start] = clean(self.data[line.start : line.end])
+            found = self._cleaned[line.start] = judge(self.strip(line))
+        return found
+
+    def strip(self, line: Line) -> Stripped:
+        """`line` without its prefixes: all that is needed to see that a pattern is not in it."""
+        found = self._stripped.get(line.start)
+        if found is None:
+            found = self._stripped[line.start] = strip(self.data[line.start : line.end])
         return found
 
     def num_lines(self) -> int:

@@ -2,12 +2,16 @@
 
 The core's engine rests on how logs of runs look: the same lines over and over, with other numbers. A line less its digits and
 punctuation is a *shape*; a shape once found to hold no literal is not looked at again. Two calls of the interpreter (translate, split)
-make the shapes of a chunk, and two operations on sets leave those that are new. Only these are searched, literal by literal.
+make the shapes of a chunk, and two operations on sets leave those that are new.
+
+New shapes are read in blocks of eight bytes, as integers. Whatever holds a literal of 15 bytes holds one whole block of it, at one of eight
+alignments: a look-up of all blocks in a table of these leaves few literals to search for. Shorter ones use blocks of four.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -69,6 +73,18 @@ class PythonPrefilter:
                 self._shapes.append((shape, index))
             else:
                 self._plain.append((literal, index))
+        self._tables: list[tuple[Literal["Q", "I"], dict[int, list[int]]]] = []  # format of a block, block -> places in `_shapes`
+        self._always = list(range(len(self._shapes)))  # those too short for any block
+        kinds: tuple[tuple[Literal["Q", "I"], int], ...] = (("Q", 8), ("I", 4))
+        for kind, size in kinds:
+            table: dict[int, list[int]] = {}
+            for place in self._always:
+                shape = self._shapes[place][0]
+                if len(shape) >= 2 * size - 1:
+                    for at in range(size):
+                        table.setdefault(int.from_bytes(shape[at : at + size], sys.byteorder), []).append(place)
+            self._always = [place for place in self._always if len(self._shapes[place][0]) < 2 * size - 1]
+            self._tables.append((kind, table))
 
     def hits(self, data: bytes) -> Hits:
         """The first occurrence of each literal in each line."""
@@ -113,20 +129,30 @@ class PythonPrefilter:
         text = b"\n".join(lines)
         starts: list[int] = []
         hot: dict[bytes, tuple[int, ...]] = {}
-        for shape, index in self._shapes:
+        for place in self._possible(text):
+            shape, index = self._shapes[place]
             at = text.find(shape)
             while at >= 0:
                 if not starts:
                     starts = [0, *accumulate(len(line) + 1 for line in lines)]
-                place = bisect_right(starts, at)
-                line = lines[place - 1]
+                after = bisect_right(starts, at)
+                line = lines[after - 1]
                 hot[line] = (*hot.get(line, ()), index)
-                at = text.find(shape, starts[place])
+                at = text.find(shape, starts[after])
         kept = {line for line in new if len(line) <= _MAX_KEPT_BYTES}
         self._memory_bytes += sum(map(len, kept)) + _OVERHEAD_BYTES * len(kept)
         self._cold |= kept - hot.keys()
         self._hot.update((line, indices) for line, indices in hot.items() if line in kept)
         return hot
+
+    def _possible(self, text: bytes) -> set[int]:
+        """Places of the shapes that may be in `text`."""
+        found = set(self._always)
+        blocks = memoryview(text + bytes(-len(text) % 8))
+        for kind, table in self._tables:
+            for block in table.keys() & set(blocks.cast(kind)):
+                found.update(table[block])
+        return found
 
 
 class _Hyperscan:

@@ -92,6 +92,7 @@ class _Candidate:
     first: Clean
     texts: list[str]
     num_foreign: int = 0
+    found: re.Match[str] | None = None
     match: Match | None = None
     judged: bool = False
     dead: bool = False
@@ -232,13 +233,21 @@ class Scanner:
                 return
             state.last_unmatched = None
         log = _log(self._signatures.rules[rule])
+        text = page.strip(line).text
+        if not any(literal in text for literal in log.literal):
+            return
+        found = None
+        if log.lines == 1:  # most candidates end here, without their level
+            found = self._search(rule, log.pattern, text, line.number)
+            if found is None:
+                return
         clean = page.clean(line)
-        if not _level_counts(log, clean) or not any(literal in clean.text for literal in log.literal):
+        if not _level_counts(log, clean):
             return
         for above in state.above:
             if not above.holds(line, page, self._history, self._confirm(rule, above.context, line.number)):
                 return
-        candidate = _Candidate(rule=rule, line=line, first=clean, texts=[clean.text])
+        candidate = _Candidate(rule=rule, line=line, first=clean, texts=[text], found=found)
         if log.below:
             if len(state.pending) >= self._limits.num_pending:
                 state.num_unmatched += 1
@@ -256,9 +265,9 @@ class Scanner:
         wanted = _log(self._signatures.rules[candidate.rule]).lines
         most = wanted * self._limits.foreign_lines_per_line
         for line in page.lines_after(after):
-            clean = page.clean(line)
-            if clean.stream == candidate.first.stream:
-                candidate.texts.append(clean.text)
+            other = page.strip(line)
+            if other.stream == candidate.first.stream:
+                candidate.texts.append(other.text)
             else:
                 candidate.num_foreign += 1
             if len(candidate.texts) >= wanted or candidate.num_foreign >= most or sum(map(len, candidate.texts)) > WINDOW_CHARS:
@@ -270,7 +279,9 @@ class Scanner:
         candidate.judged = True
         rule = self._signatures.rules[candidate.rule]
         log = _log(rule)
-        found = self._search(candidate.rule, log.pattern, "\n".join(candidate.texts)[:WINDOW_CHARS], candidate.line.number)
+        found = candidate.found
+        if found is None:
+            found = self._search(candidate.rule, log.pattern, "\n".join(candidate.texts)[:WINDOW_CHARS], candidate.line.number)
         if found is None or found.start() > len(candidate.texts[0]):  # a match below the first line belongs to a later candidate
             candidate.dead = True
             return
@@ -387,7 +398,7 @@ class Scanner:
 
     def _collect(self, collector: Collector, page: Page, after: Line | None) -> bool:
         for line in page.lines_after(after):
-            if collector.feed(line.number, line.offset, page.clean(line)):
+            if collector.feed(line.number, line.offset, page.strip(line)):
                 self._close(collector)
                 return True
         self._headers |= collector.headers

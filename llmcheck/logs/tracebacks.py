@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Iterable
 
-from llmcheck.logs.clean import Clean
+from llmcheck.logs.clean import Clean, Stripped
 from llmcheck.logs.match import Raised, Traceback, TracebackGroup
 
 HEADER = "Traceback (most recent call last):"
@@ -58,7 +58,7 @@ class Collector:
         self._num_lines = self._num_foreign = self._num_after = self._num_misfits = 0
         self._blank = False
 
-    def feed(self, number: int, offset: int, line: Clean) -> bool:
+    def feed(self, number: int, offset: int, line: Stripped) -> bool:
         """Take a line; True when no more are wanted."""
         if line.stream != self.stream:
             self._num_foreign += 1

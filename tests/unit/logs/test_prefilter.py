@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from benchmarks.logs.samples import RULES, find
 from llmcheck.logs.prefilter import ENGINES, Engine, PythonPrefilter, make_prefilter
 
-LITERALS = ("CUDA out of memory", "rror", "Error: 1", "1.2.3", "-9", "aXa", "née", "0000", "out of", "Error: 11")
+LITERALS = ("CUDA out of memory", "unsupported", "rror", "Error: 1", "1.2.3", "-9", "aXa", "née", "0000", "out of", "Error: 11")
 TEXTS = st.lists(
     st.one_of(st.sampled_from([*LITERALS, "\n", "\r", "\r\n", " ", "x", "12", "a", "X"]), st.text(alphabet="aXe1 :.\n\r", max_size=6)),
     max_size=40,
