@@ -118,14 +118,20 @@ def _merge(results: Sequence[ScanResult]) -> list[Group]:
     return list(merged.values())
 
 
-def _rank_of(group: Group, order: dict[str, int]) -> tuple[int, int, int, int, int, str]:
-    rule = group.rule
+def _rank_of(group: Group, order: dict[str, int]) -> tuple[int, int, bool, int, int, int, int, int, str]:
+    """Causes before effects, errors before notes, guesses last; else what came first caused the rest. On one line the more specific
+    signature knows more: the one that asks for lines around it, then the one with the longer pattern.
+    """
+    rule, log = group.rule, _log(group)
     return (
-        ROLES.index(_log(group).role),
+        ROLES.index(log.role),
         SEVERITIES.index(rule.severity),
-        CONFIDENCES.index(rule.confidence),
+        rule.confidence == "low",
         order[group.first.source],
         group.first.offset,
+        -len(log.above) - len(log.below),
+        CONFIDENCES.index(rule.confidence),
+        -len(log.pattern),
         rule.code,
     )
 

@@ -52,7 +52,9 @@ def facts(path: str, context: Facts, *, max_bytes: int = DEFAULT_MAX_BYTES) -> F
 
 def tokenizer_kind(context: Facts) -> TokenizerKind:
     """The tokenizer of `context`; byte-level BPE, which makes fewer tokens, where it is not known: fewer rows are called too long."""
-    return "sentencepiece" if _value(context, "tok.byte_fallback") is True or _value(context, "tok.has_sentencepiece") is True else "byte-bpe"
+    return (
+        "sentencepiece" if _value(context, "tok.byte_fallback") is True or _value(context, "tok.has_sentencepiece") is True else "byte-bpe"
+    )
 
 
 _BAD: Any = object()

@@ -93,7 +93,9 @@ class _YamlReader:
     def value(self, loader: Any, node: Any, path: Path, depth: int) -> Any:
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise UserError(f"the {WHAT} is too large or nested too deeply", code="not-yaml", where=self.path, why="aliases count as copies")
+            raise UserError(
+                f"the {WHAT} is too large or nested too deeply", code="not-yaml", where=self.path, why="aliases count as copies"
+            )
         if node.id == "sequence":
             return [self.value(loader, part, (*path, ""), depth + 1) for part in node.value]
         if node.id != "mapping":
