@@ -25,6 +25,7 @@ docs-check: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.accuracy.run
 	$(BIN)/python -m benchmarks.steptime.run
+	$(BIN)/python -m benchmarks.logs.run
 	$(BIN)/python -m benchmarks.published.run
 	-$(BIN)/python -m benchmarks.speed.run
 	$(BIN)/python -m benchmarks.peers.run $(foreach python,$(PEERS),--with $(python))

@@ -25,7 +25,8 @@ DISTRIBUTIONS = {"hyperscan": "hyperscan", "ahocorasick": "ahocorasick-rs"}
 MODULES = {"hyperscan": "hyperscan", "ahocorasick": "ahocorasick_rs"}
 
 SCAN = """
-import json, resource, sys, time
+import json, sys, time
+from benchmarks.logs.samples import peak_kib
 from llmcheck.logs.diagnose import diagnose
 from llmcheck.logs.scan import Signatures, scan
 from llmcheck.logs.source import open_log
@@ -36,7 +37,7 @@ rules = [rule for pack in load_shipped(load_registry()) for rule in pack.rules i
 begin = time.perf_counter()
 signatures = Signatures(rules, sys.argv[2])
 ready = time.perf_counter()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 with open_log(sys.argv[1]) as log:
     result = scan(log, signatures)
 done = time.perf_counter()
@@ -47,12 +48,12 @@ causes = [
 print(json.dumps({
     "num_rules": len(rules), "num_literals": len(signatures.literals), "engine": result.engine,
     "ready_s": ready - begin, "scan_s": done - ready, "num_bytes": result.num_bytes, "num_lines": result.num_lines,
-    "before_kib": before, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "causes": causes,
+    "before_kib": before, "peak_kib": peak_kib(), "causes": causes,
 }))
 """
 
 DOCTOR = """
-import resource, sys, time
+import sys, time
 for name in sys.argv[2:]:
     sys.modules[name] = None
 begin = time.perf_counter()
@@ -62,7 +63,9 @@ try:
     code = main()
 except SystemExit as stop:
     code = stop.code
-print(code, time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+seconds = time.perf_counter() - begin
+from benchmarks.logs.samples import peak_kib
+print(code, seconds, peak_kib(), file=sys.stderr)
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from llmcheck.logs.match import Group, ScanResult
@@ -89,3 +90,9 @@ def in_blocks(data: bytes, block_bytes: int, signatures: Signatures, limits: Lim
     for whole, offset in splitter.finish():
         scanner.feed(Chunk(whole, offset))
     return scanner.finish()
+
+
+def peak_kib() -> int:
+    """The most memory that this process has had, in KiB. Linux only; getrusage also counts what the parent had at the fork."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return int(status.partition("VmHWM:")[2].split()[0])

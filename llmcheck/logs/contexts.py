@@ -43,22 +43,23 @@ class Above:
     """The last line before the present candidate that has a context."""
 
     context: Context
+    confirm: Confirm
     last: int | None = None  # its number
     _page: Page | None = None  # searched up to `_upto`
     _upto: int = 0
 
-    def holds(self, line: Line, page: Page, history: History, confirm: Confirm) -> bool:
+    def holds(self, line: Line, page: Page, history: History) -> bool:
         """True when the context stands where the rule wants it, seen from `line`. To be asked for lines in their order only."""
         if self._page is not page:
             found = None
             for old in history.before():
                 start = self._upto if old is self._page else 0
-                found = _last(self.context.literal.encode("utf-8"), old, start, len(old.data), confirm)
+                found = _last(self.context.literal.encode("utf-8"), old, start, len(old.data), self.confirm)
                 if found is not None or old is self._page or line.number - old.first_line > self.context.within:
                     break
             self.last = found if found is not None else self.last
             self._page, self._upto = page, 0
-        found = _last(self.context.literal.encode("utf-8"), page, self._upto, line.start, confirm)
+        found = _last(self.context.literal.encode("utf-8"), page, self._upto, line.start, self.confirm)
         self.last = found if found is not None else self.last
         self._upto = line.start
         near = self.last is not None and line.number - self.last <= self.context.within
@@ -70,17 +71,18 @@ class Below:
     """The next line after a place in the present page that has a context."""
 
     context: Context
+    confirm: Confirm
     _page: Page | None = None
     _from: int = 0
     _at: int = -1
     _number: int | None = None
 
-    def next(self, page: Page, position: int, confirm: Confirm) -> int | None:
+    def next(self, page: Page, position: int) -> int | None:
         """Number of the first line after `position`, a line's end or 0, that has the context; None when the page has none."""
         known = self._page is page and self._from <= position and (self._number is None or self._at >= position)
         if not known:
             self._page, self._from = page, position
-            self._at, self._number = _first(self.context.literal.encode("utf-8"), page, position, confirm)
+            self._at, self._number = _first(self.context.literal.encode("utf-8"), page, position, self.confirm)
         return self._number
 
 

@@ -126,8 +126,11 @@ class Scanner:
         self._limits = limits or Limits()
         self._clock = clock
         self._states = [
-            _State(above=[Above(context=c) for c in _log(rule).above], below=[Below(context=c) for c in _log(rule).below])
-            for rule in signatures.rules
+            _State(
+                above=[Above(context=context, confirm=self._confirm(index, context)) for context in _log(rule).above],
+                below=[Below(context=context, confirm=self._confirm(index, context)) for context in _log(rule).below],
+            )
+            for index, rule in enumerate(signatures.rules)
         ]
         self._history = History()
         self._windows: list[_Candidate] = []
@@ -232,6 +235,9 @@ class Scanner:
                 state.last_unmatched = (page.data[line.start : min(line.end, line.start + MAX_RAW_BYTES)], line)
                 return
             state.last_unmatched = None
+        for above in state.above:
+            if not above.holds(line, page, self._history):
+                return
         log = _log(self._signatures.rules[rule])
         text = page.strip(line).text
         if not any(literal in text for literal in log.literal):
@@ -244,9 +250,6 @@ class Scanner:
         clean = page.clean(line)
         if not _level_counts(log, clean):
             return
-        for above in state.above:
-            if not above.holds(line, page, self._history, self._confirm(rule, above.context, line.number)):
-                return
         candidate = _Candidate(rule=rule, line=line, first=clean, texts=[text], found=found)
         if log.below:
             if len(state.pending) >= self._limits.num_pending:
@@ -334,18 +337,18 @@ class Scanner:
         group.first = min(group.first, match, key=lambda m: m.offset)
         group.last = max(group.last, match, key=lambda m: m.offset)
 
-    def _confirm(self, rule: int, context: Context, number: int) -> Confirm:
+    def _confirm(self, rule: int, context: Context) -> Confirm:
         def confirm(text: str) -> bool:
             if context.literal not in text:
                 return False
-            return not context.pattern or self._search(rule, context.pattern, text, number) is not None
+            return not context.pattern or self._search(rule, context.pattern, text, self._number) is not None
 
         return confirm
 
     def _look_below(self, rule: int, page: Page, position: int, candidates: Sequence[_Candidate]) -> None:
         """See which contexts of `candidates` come after `position` in the page."""
         for place, below in enumerate(self._states[rule].below):
-            number = below.next(page, position, self._confirm(rule, below.context, page.first_line))
+            number = below.next(page, position)
             if number is None:
                 continue
             for candidate in candidates:
