@@ -310,19 +310,26 @@ def _cell(text: str) -> str:
     return re.sub(r"\s+", " ", text.replace("%%", "%").replace("|", "\\|"))
 
 
-SAMPLE = ("plan", "--model", "bloomz-7b1", "--gpus", "8", "--gpu", "A100-40G")
-SAMPLE_BEGIN, SAMPLE_END = "<!-- sample: written by docs/generate.py -->", "<!-- end of sample -->"
+# name in README.md -> (command, its exit code)
+SAMPLES = {
+    "plan": (("plan", "--model", "bloomz-7b1", "--gpus", "8", "--gpu", "A100-40G"), 0),
+    "doctor": (("doctor", "docs/samples/run.log"), 1),
+}
 
 
 def readme() -> str:
-    """README.md with the sample output of this code."""
+    """README.md with the sample outputs of this code."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, rest = text.split(SAMPLE_BEGIN)
-    after = rest.split(SAMPLE_END)[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "llmcheck", *SAMPLE]
-    shown = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, env=environment).stdout
-    return f"{before}{SAMPLE_BEGIN}\n```console\n$ llmcheck {' '.join(SAMPLE)}\n{shown}```\n{SAMPLE_END}{after}"
+    for name, (arguments, code) in SAMPLES.items():
+        begin, end = f"<!-- {name}: written by docs/generate.py -->", f"<!-- end of {name} -->"
+        before, rest = text.split(begin)
+        command = [sys.executable, "-m", "llmcheck", *arguments]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment, cwd=ROOT)
+        if done.returncode != code:
+            raise SystemExit(f"{' '.join(arguments)}: exit code {done.returncode} instead of {code}: {done.stderr}")
+        text = f"{before}{begin}\n```console\n$ llmcheck {' '.join(arguments)}\n{done.stdout}```\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def outputs() -> dict[Path, str]:
