@@ -68,7 +68,10 @@ def kinds_of(path: str) -> list[str]:
 def _json_kind(path: str) -> str:
     try:
         with open(path, "rb") as file:
-            document = json.loads(file.read(_MAX_HEAD_BYTES).decode("utf-8-sig"))
+            head = file.read(_MAX_HEAD_BYTES)
+        if _looks_like_rows(head):
+            return "data"
+        document = json.loads(head.decode("utf-8-sig"))
     except OSError as reason:
         raise UserError(f"cannot read {path}", code="unreadable", where=path, why=reason.strerror or str(reason)) from reason
     except (ValueError, RecursionError):
@@ -83,6 +86,20 @@ def _json_kind(path: str) -> str:
         if "output_dir" in document or "per_device_train_batch_size" in document:
             return "train_args"
     return _unknown(path, "it is neither a plan, a DeepSpeed configuration, training arguments nor data")[0]
+
+
+def _looks_like_rows(head: bytes) -> bool:
+    """A list, or an object in each of several lines: data, whatever its name says, and mostly too large to be read here."""
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"["):
+        return True
+    first, newline, rest = head.partition(b"\n")
+    if not newline or not rest.lstrip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _unknown(path: str, why: str) -> list[str]:

@@ -28,8 +28,8 @@ Row = tuple[int, bytes, Any]
 class Reader:
     """The rows of the file at `path`, and what was found on the way to them.
 
-    `rows` gives (line from 1, the row's bytes, its value where it had to be parsed to find its end). `problem` is what stopped the reading early, `unread_bytes` what was left by
-    `max_bytes`, both of the file as it lies on the disk.
+    `rows` gives (line from 1, the row's bytes, its value where it had to be parsed to find its end). `problem` is what stopped the
+    reading early; `unread_bytes` what `max_bytes` left, of the file as it lies on the disk.
     """
 
     def __init__(self, path: str, max_bytes: int) -> None:

@@ -84,7 +84,7 @@ class RowScan:
         found = look(row, line)
         self.formats[self._format] = self.formats.get(self._format, 0) + 1
         if found is not None:
-            self._texts(line, raw, *found)
+            self._texts(line, *found)
 
     def note(self, name: str, line: int) -> None:
         """One more row of the kind `name`."""
@@ -140,7 +140,7 @@ class RowScan:
             return self._plain
         return self._unknown
 
-    def _unknown(self, row: dict[str, Any], line: int) -> None:
+    def _unknown(self, _: dict[str, Any], line: int) -> None:
         self._format = "unknown"
         self.note("unknown_format", line)
 
@@ -239,7 +239,7 @@ class RowScan:
         if text in self.bad_roles or len(self.bad_roles) < MAX_LISTED:
             self.bad_roles[text] = self.bad_roles.get(text, 0) + 1
 
-    def _texts(self, line: int, raw: bytes, prompts: list[str], answers: list[str]) -> None:
+    def _texts(self, line: int, prompts: list[str], answers: list[str]) -> None:
         """What the texts of a row tell: length, control tokens, placeholders, duplicates."""
         whole = "\x1f".join(prompts) + "\x1e" + "\x1f".join(answers)
         num_chars = len(whole) - 1

@@ -34,10 +34,9 @@ def facts(path: str, context: Facts, *, max_bytes: int = DEFAULT_MAX_BYTES) -> F
     scan = RowScan(seq_len, tokenizer_kind(context))
     reader = Reader(path, max_bytes)
     gave_up = False
-    for line, raw, value in reader.rows():
-        if value is None:
-            value = _parsed(scan, line, raw)
-        elif not raw.isascii():
+    for line, raw, parsed in reader.rows():
+        value = _parsed(scan, line, raw) if parsed is None else parsed
+        if parsed is not None and not raw.isascii():
             _decoded(scan, line, raw)
         if value is not _BAD:
             scan.add(line, raw, value)

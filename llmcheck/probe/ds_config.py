@@ -193,7 +193,7 @@ def _lists(result: Facts, file: _File) -> None:
     if isinstance(zero, Mapping):
         old += [("zero_optimization", key) for key in zero if key in checking.OLD_ZERO_NAMES]
         for key, value in zero.items():
-            name = ZERO_SECOND_NAMES.get(key, key)
+            name = str(ZERO_SECOND_NAMES.get(key, key))
             part = ZERO.get(name)
             if stage in (0, 1, 2) and isinstance(part, Field) and part.stage3_only and value != AUTO:
                 ignored.append(("zero_optimization", key))

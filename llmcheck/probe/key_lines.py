@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|#[^\n]*|/\*(?:[^*]|\*(?!/))*\*/|[{}\[\]:,\n]', re.DOTALL)
+_MARKS = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|#[^\n]*|/\*(?:[^*]|\*(?!/))*\*/|[{}\[\]:,\n]', re.DOTALL)
 
 
 def key_lines(text: str) -> dict[tuple[str, ...], int]:
@@ -14,35 +14,35 @@ def key_lines(text: str) -> dict[tuple[str, ...], int]:
     line = 1
     path: list[str] = []  # keys of the objects that are open; "" stands for an object in a list
     brackets: list[str] = []
-    last: tuple[str, int] | None = None  # the string before this token
-    for match in _TOKENS.finditer(text):
-        token = match[0]
-        if token[0] == '"':
-            last = (token, line)
-            line += token.count("\n")
+    last: tuple[str, int] | None = None  # the string before this mark
+    for match in _MARKS.finditer(text):
+        mark = match[0]
+        if mark[0] == '"':
+            last = (mark, line)
+            line += mark.count("\n")
             continue
-        if token == ":" and last is not None and brackets and brackets[-1] == "{":
+        if mark == ":" and last is not None and brackets and brackets[-1] == "{":
             key = _text(last[0])
             path[-1] = key
             if "[" not in brackets:
                 found.setdefault(tuple(path), last[1])
-        elif token == "{":
-            brackets.append(token)
+        elif mark == "{":
+            brackets.append(mark)
             path.append("")
-        elif token == "[":
-            brackets.append(token)
-        elif token in "}]" and brackets:
+        elif mark == "[":
+            brackets.append(mark)
+        elif mark in "}]" and brackets:
             if brackets.pop() == "{":
                 path.pop()
-        elif token[0] in "\n/#":
-            line += token.count("\n")
+        elif mark[0] in "\n/#":
+            line += mark.count("\n")
             continue
         last = None
     return found
 
 
-def _text(token: str) -> str:
+def _text(mark: str) -> str:
     try:
-        return str(json.loads(token, strict=False))
+        return str(json.loads(mark, strict=False))
     except ValueError:
-        return token[1:-1]
+        return mark[1:-1]

@@ -255,9 +255,8 @@ def _put_slurm(result: Facts, text: str, path: str) -> None:
     """What the job asks Slurm for."""
     for match in _SBATCH.finditer(text):
         place = Location(uri=path, line=text.count("\n", 0, match.start(1)) + 1)
-        for name, value, short, short_value in _DIRECTIVE.findall(match[1]):
-            name = name or _SBATCH_SHORT.get(short, "")
-            value = value or short_value
+        for long, long_value, short, short_value in _DIRECTIVE.findall(match[1]):
+            name, value = long or _SBATCH_SHORT.get(short, ""), long_value or short_value
             if name in ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "gpus") and value.isdigit():
                 result.put("launcher.slurm_" + name.replace("-", "_"), int(value), place)
             elif name == "gres" and (gpus := re.search(r"gpu(?::[\w.-]+)?:(\d+)$|gpu:(\d+)", value)) is not None:

@@ -105,10 +105,11 @@ class _YamlReader:
         for key_node, value_node in node.value:
             key = key_node.value if key_node.id == "scalar" else "?"
             if key in found and key != "<<":
-                self.repeated.append(".".join((*path, key)))
+                self.repeated.append(".".join((*path, key))[:200])
+            keys = (*path, key)
             if "" not in path:
-                self.lines[(*path, key)] = key_node.start_mark.line + 1
-            value = self.value(loader, value_node, (*path, key), depth + 1)
+                self.lines[keys] = key_node.start_mark.line + 1
+            value = self.value(loader, value_node, keys, depth + 1)
             if key == "<<" and isinstance(value, dict):
                 found = {**value, **found}
             else:

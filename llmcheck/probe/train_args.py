@@ -193,7 +193,7 @@ def _value(result: Facts, name: str) -> Any:
 
 
 def _method(result: Facts, framework: str) -> None:
-    """train.method: full, lora, qlora or freeze, where the file tells."""
+    """train.method: full, lora, qlora or freeze; absent where the file does not tell."""
     names = ("use_lora", "use_peft", "lora_r", "lora_rank", "finetuning_type", "adapter", "use_int8_training", "load_in_4bit", "lora_dim")
     source = next((fact for name in names if (fact := result.known.get(f"train.{name}")) is not None), None)
     place = source.location if source is not None else None
@@ -213,14 +213,13 @@ def _method(result: Facts, framework: str) -> None:
         method = lora if _value(result, "use_peft") or _value(result, "use_lora") else "full"
     elif _value(result, "use_lora") or _value(result, "use_peft") or isinstance(_value(result, "lora_r"), int):
         method = lora
-    if method is None or result.why_unknown("train.method") is not None:
-        result.could_not("train.method", "the file does not say whether it trains all weights or an adapter")
-    else:
-        result.put("train.method", method, place)
+    if result.why_unknown("train.method") is not None and source is None:  # the script's further arguments may say it
+        return
+    result.put("train.method", method, place)
 
 
 def _attention(result: Facts, framework: str) -> None:
-    """train.attention under transformers' names: eager, sdpa, flash_attention_2."""
+    """train.attention under transformers' names: eager, sdpa, flash_attention_2; absent where the file leaves it to the trainer."""
     fact: Fact | None = result.known.get("train.attn_implementation")
     value = fact.value if fact is not None else None
     if framework == "llamafactory" and (fact := result.known.get("train.flash_attn")) is not None:
@@ -236,8 +235,8 @@ def _attention(result: Facts, framework: str) -> None:
         value = "flash_attention_2" if fact is not None and fact.value is True else None
     if isinstance(value, str) and fact is not None:
         result.put("train.attention", value, fact.location)
-    else:
-        result.could_not("train.attention", "the file leaves the attention to the trainer")
+    elif result.why_unknown("train.attention") is None:
+        result.absent("train.attention")
 
 
 def _targets(result: Facts) -> None:
