@@ -12,6 +12,8 @@ from llmcheck.units import MIB
 
 MAX_HISTORY_BYTES = 16 * MIB  # of chunks kept to look back into; 1,000 lines of usual length are a tenth of one
 
+_FEW_BYTES = 100  # of a line: searching so many costs less than stepping over the line
+
 # Is the context's pattern in this text, a line that has its literal?
 Confirm = Callable[[str], bool]
 
@@ -52,14 +54,19 @@ class Above:
         """True when the context stands where the rule wants it, seen from `line`. To be asked for lines in their order only."""
         if self._page is not page:
             found = None
+            left = self.context.within - (line.number - page.first_line)
             for old in history.before():
-                start = self._upto if old is self._page else 0
+                start = max(self._upto if old is self._page else 0, _back(old, len(old.data), left))
                 found = _last(self.context.literal.encode("utf-8"), old, start, len(old.data), self.confirm)
-                if found is not None or old is self._page or line.number - old.first_line > self.context.within:
+                left = self.context.within - (line.number - old.first_line)
+                if found is not None or old is self._page or left < 0:
                     break
             self.last = found if found is not None else self.last
             self._page, self._upto = page, 0
-        found = _last(self.context.literal.encode("utf-8"), page, self._upto, line.start, self.confirm)
+        start = self._upto
+        if line.start - start > self.context.within * _FEW_BYTES:
+            start = max(start, _back(page, line.start, self.context.within))
+        found = _last(self.context.literal.encode("utf-8"), page, start, line.start, self.confirm)
         self.last = found if found is not None else self.last
         self._upto = line.start
         near = self.last is not None and line.number - self.last <= self.context.within
@@ -84,6 +91,15 @@ class Below:
             self._page, self._from = page, position
             self._at, self._number = _first(self.context.literal.encode("utf-8"), page, position, self.confirm)
         return self._number
+
+
+def _back(page: Page, position: int, num_lines: int) -> int:
+    """The beginning of the line that is `num_lines` before the one that begins at `position`; 0 when the page begins before it."""
+    for _ in range(num_lines + 1):
+        position = page.data.rfind(b"\n", 0, position)
+        if position < 0:
+            return 0
+    return position + 1
 
 
 def _last(literal: bytes, page: Page, start: int, end: int, confirm: Confirm) -> int | None:

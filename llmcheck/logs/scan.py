@@ -24,6 +24,7 @@ from llmcheck.rules.rule import Context, LogPattern, Rule
 
 MAX_TEXT_CHARS = 500  # of a line that is kept to be shown
 MAX_CAPTURE_CHARS = 200
+CONTEXTS_FIRST = 100  # candidates ruled out by their contexts: from then on contexts are looked at before the pattern, for less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,7 @@ class _State:
 
     groups: dict[tuple[tuple[str, str], ...], Group] = field(default_factory=dict)
     num_matches: int = 0
+    num_out_of_context: int = 0  # candidates that what stands above ruled out
     num_after: int = 0  # candidate lines after the first `Limits.num_matches` matches
     num_unmatched: int = 0  # those that were only counted
     last_unmatched: tuple[bytes, Line] | None = None
@@ -235,9 +237,9 @@ class Scanner:
                 state.last_unmatched = (page.data[line.start : min(line.end, line.start + MAX_RAW_BYTES)], line)
                 return
             state.last_unmatched = None
-        for above in state.above:
-            if not above.holds(line, page, self._history):
-                return
+        contexts_first = state.num_out_of_context >= CONTEXTS_FIRST
+        if contexts_first and not self._in_context(state, line, page):
+            return
         log = _log(self._signatures.rules[rule])
         text = page.strip(line).text
         if not any(literal in text for literal in log.literal):
@@ -249,6 +251,8 @@ class Scanner:
                 return
         clean = page.clean(line)
         if not _level_counts(log, clean):
+            return
+        if not contexts_first and not self._in_context(state, line, page):
             return
         candidate = _Candidate(rule=rule, line=line, first=clean, texts=[text], found=found)
         if log.below:
@@ -262,6 +266,12 @@ class Scanner:
             self._judge(candidate)
         else:
             self._windows.append(candidate)
+
+    def _in_context(self, state: _State, line: Line, page: Page) -> bool:
+        if all(above.holds(line, page, self._history) for above in state.above):
+            return True
+        state.num_out_of_context += 1
+        return False
 
     def _extend(self, candidate: _Candidate, page: Page, after: Line | None) -> bool:
         """Give a window the lines that it lacks; False when it wants more than the page has."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.logs.samples import OOM, SHAPE, SHM, WATCHDOG, in_blocks, signature
 from llmcheck.logs.clean import clean
 from llmcheck.logs.scan import Signatures
-from llmcheck.rules.rule import Rule
+from llmcheck.rules.rule import Context, Rule
 
 SHORT = signature("SHORT", ("rror: ", "ail"), r"^(?P<what>\w+)(?:rror: |ail)", group_by=("what",))
 ZERO = signature("ZERO", "'loss': ", r"'loss': '?0(?:\.0+)?'?[,}]", levels=("info",))
@@ -111,3 +111,27 @@ def test_the_line_number_is_that_of_the_raw_file(data: bytes) -> None:
 def test_any_bytes_are_survived(data: bytes, block_bytes: int) -> None:
     result = in_blocks(data, block_bytes, Signatures((*ONE_LINE, SHAPE), "python"))
     assert result.num_lines == data.count(b"\n") + bool(data and not data.endswith(b"\n"))
+
+
+NEAR = signature("NEAR", "needle", "needle", above=(Context(literal="thread", pattern="thread [a-z]", within=3),))
+FAR = signature(
+    "FAR", "needle", "needle", above=(Context(literal="thread", within=3, absent=True),), below=(Context(literal="knot", within=2),)
+)
+HAY = st.lists(st.sampled_from(["needle", "thread a", "thread 1", "knot", "x", "", "\r"]), max_size=60)
+
+
+@given(HAY, st.integers(1, 60), st.integers(0, 3))
+def test_contexts_are_those_of_the_lines_around(lines: list[str], block_bytes: int, contexts_first: int) -> None:
+    text = "".join(line if line == "\r" else line + "\n" for line in lines)
+    rows = [part.replace("\r", "") for part in text.split("\n")]  # a carriage return before a line leaves its number as it is
+
+    def count(start: int, stop: int, wanted: str) -> int:
+        return sum(wanted in row for row in rows[max(start, 0) : stop])
+
+    near = [i for i, row in enumerate(rows) if row == "needle" and count(i - 3, i, "thread a")]
+    far = [i for i, row in enumerate(rows) if row == "needle" and not count(i - 3, i, "thread") and count(i + 1, i + 3, "knot")]
+    with mock.patch("llmcheck.logs.scan.CONTEXTS_FIRST", contexts_first), mock.patch("llmcheck.logs.contexts._FEW_BYTES", contexts_first):
+        result = in_blocks(text.encode(), block_bytes, Signatures([NEAR, FAR], "python"))
+    found = {group.rule.code: (group.count, group.first.line - 1, group.last.line - 1) for group in result.groups}
+    expected = {code: (len(at), at[0], at[-1]) for code, at in (("NEAR", near), ("FAR", far)) if at}
+    assert found == expected
