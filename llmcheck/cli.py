@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("llmcheck.commands.doctor", "what is wrong with an environment, a tokenizer, a configuration, data or a log"),
     "explain": ("llmcheck.commands.explain", "what a finding means, why, and what to do"),
     "rules": ("llmcheck.commands.rules", "list, lint and test the rules; start a new one"),
+    "data": ("llmcheck.commands.data", "make training data ready: token files that every rank maps into memory; show samples"),
     "models": ("llmcheck.commands.models", "list the models of the catalogue, or show one"),
     "gpus": ("llmcheck.commands.gpus", "list the GPUs of the catalogue, or show one"),
 }
@@ -50,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
         """Like `parse_args`, but names the unknown option or argument and what was probably meant."""
-        args, rest = self.parse_known_args(argv)
+        args, rest = self.parse_known_intermixed_args(argv)  # files may stand between options
         if not rest:
             return args
         flags = [flag for action in self._actions for flag in action.option_strings]

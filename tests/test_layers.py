@@ -44,7 +44,10 @@ HEAVY = {"logging", "asyncio", "urllib", "http", "email", "multiprocessing", "un
 HEAVY_SUBMODULES = {"importlib.metadata", "importlib.resources", "importlib.util"}
 THIRD_PARTY_AT_TOP = {("llmcheck.toml", "tomli"), ("llmcheck.toml", "tomllib")}  # the parser before and since it is the library's own
 
-TRAINER_MAY_USE = {"llmcheck.planfile", "llmcheck.types", "llmcheck.units", "llmcheck.errors"}
+TRAINER_MAY_USE = {
+    "llmcheck", "llmcheck.planfile", "llmcheck.types", "llmcheck.units", "llmcheck.errors", "llmcheck.jsonfile", "llmcheck.toml",
+    "llmcheck.console", "llmcheck.progress",
+}  # fmt: skip
 
 
 def modules(folder: Path, package: str) -> Iterator[tuple[str, ast.Module]]:

@@ -66,7 +66,7 @@ def finding_of(result: Result, pack: Pack) -> Finding:
         location=result.location,
         captures=shown,
         missing=result.missing,
-        fix=tuple(Remedy(kind=fix.kind, run=fix.run, text=fix.text) for fix in rule.fix),
+        fix=tuple(Remedy(kind=fix.kind, run=fix.run, text=fix.text) for fix in result.fix or rule.fix),
         references=rule.references,
     )
 

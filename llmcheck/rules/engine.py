@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
 from llmcheck.rules.facts import ABSENT, Fact, Facts, Location, Registry
-from llmcheck.rules.rule import CONFIDENCES, Affects, Condition, Confidence, Outcome, Rule, Severity, reference
+from llmcheck.rules.rule import CONFIDENCES, Affects, Condition, Confidence, Fix, Outcome, Rule, Severity, reference
 from llmcheck.rules.versions import is_affected, parse
 from llmcheck.units import human_bytes, human_seconds
 
@@ -35,6 +35,7 @@ class Result:
     reason: str = ""
     missing: tuple[tuple[str, str], ...] = ()
     facts: tuple[tuple[str, str], ...] = ()  # what it was judged by, as shown
+    fix: tuple[Fix, ...] = ()  # the rule's, with the facts that it names
 
 
 @dataclass
@@ -69,14 +70,19 @@ def judge(rule: Rule, facts: Facts, registry: Registry, today: date) -> Result:
     if whole.value is None:
         return _undecided(rule, whole.missing, facts, registry, today)
     severity, confidence = chosen or (rule.severity, rule.confidence)
+
+    def told(name: str) -> str:
+        return shown(name, facts.get(name))
+
     return Result(
         rule=rule,
         outcome="fail",
         severity=severity,
         confidence=current_confidence(rule, confidence, today),
-        message=fill(rule.message, lambda name: shown(name, facts.get(name))),
+        message=fill(rule.message, told),
         location=_location(rule, facts),
-        facts=tuple((name, shown(name, facts.get(name))) for name in rule.facts()),
+        facts=tuple((name, told(name)) for name in rule.facts()),
+        fix=tuple(replace(fix, text=fill(fix.text, told)) for fix in rule.fix),
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmcheck.rules.engine import fill, judge
 from llmcheck.rules.facts import FactKind, Facts, Location, Registry, Subject
-from llmcheck.rules.rule import Affects, Condition, Escalation, Event, Rule
+from llmcheck.rules.rule import Affects, Condition, Escalation, Event, Fix, Rule
 
 TODAY = date(2026, 11, 24)
 TYPES = {
@@ -205,3 +205,8 @@ def test_what_a_requirements_file_does_not_name_is_skipped_and_what_it_does_not_
     assert (result.outcome, result.reason) == ("skip", "not in requirements.txt")
     named.could_not("pkg.peft", "not pinned")
     assert judge(coupling, named, REGISTRY, TODAY).outcome == "unknown"
+
+
+def test_a_fix_names_the_facts_too() -> None:
+    told = rule(when=(Condition(left="a.int", op=">", right=1),), fix=(Fix(kind="edit", text="make {a.int} smaller"),))
+    assert judge(told, facts({"a.int": 2}), REGISTRY, TODAY).fix == (Fix(kind="edit", text="make 2 smaller"),)

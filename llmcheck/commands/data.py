@@ -1,0 +1,171 @@
+"""`llmcheck data`: training data to token files, and samples of them. The work is the trainer's, in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from datetime import date
+from typing import Any
+
+from llmcheck.commands.values import choice, whole
+from llmcheck.errors import UserError
+
+MODULE = "llmcheck_trainer.dataprep"
+ACTIONS = ("prepare", "show")
+ROW_FORMATS = ("auto", "alpaca", "sharegpt", "belle", "messages", "text")
+TEMPLATES = "tokenizer, alpaca, belle, vicuna, chatml, llama3, plain"
+MAX_SEQ_LEN = 1 << 24
+MAX_ROWS = 1 << 48
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `data`."""
+    parser.add_argument("action", metavar="|".join(ACTIONS), type=choice("llmcheck data", ACTIONS), help="prepare FILE...; show DIR")
+    parser.add_argument("path", nargs="*", metavar="PATH", help="prepare: files of rows, or Hub names; show: the folder that prepare wrote")
+    group = parser.add_argument_group("prepare")
+    group.add_argument(
+        "--tokenizer", "--model", metavar="DIR", help="the model's folder with its tokenizer, or a Hub name (show: where it has moved)"
+    )
+    group.add_argument(
+        "--seq-len", metavar="TOKENS", type=whole("--seq-len", 2, MAX_SEQ_LEN, unit="tokens"), help="longest row; the rest is cut off"
+    )
+    group.add_argument("--out", metavar="DIR", help="the folder to write; replaced only when it holds prepared data")
+    group.add_argument("--template", metavar="NAME", default="auto", help=f"{TEMPLATES}, or a Jinja file (default: the tokenizer's)")
+    group.add_argument(
+        "--rows-are",
+        metavar="|".join(ROW_FORMATS),
+        type=choice("--rows-are", ROW_FORMATS),
+        default="auto",
+        help="shape of the rows (default: told by their fields, row by row)",
+    )
+    group.add_argument(
+        "--too-long",
+        metavar="truncate|drop",
+        type=choice("--too-long", ("truncate", "drop")),
+        default="truncate",
+        help="conversations longer than --seq-len (plain text is cut into pieces)",
+    )
+    group.add_argument(
+        "--max-bad",
+        metavar="N",
+        type=whole("--max-bad", 0, MAX_ROWS, unit="rows"),
+        help="write nothing when more rows cannot be read (default: half of them)",
+    )
+    group.add_argument("--pad-token", metavar="TOKEN", help="padding token, where the tokenizer has none or pads with its end token")
+    group.add_argument(
+        "--fast",
+        metavar="auto|off|require",
+        type=choice("--fast", ("auto", "off", "require")),
+        default="auto",
+        help="the encoder of the extra `fast-data`; the files are the same",
+    )
+    group.add_argument("--date", metavar="YYYY-MM-DD", help="what a chat template takes for today (default: today)")
+    group = parser.add_argument_group("show")
+    group.add_argument(
+        "--rows", metavar="N", type=whole("--rows", 0, 10_000, unit="rows"), default=3, help="number of rows, spread over all (default: 3)"
+    )
+    group.add_argument(
+        "--row",
+        metavar="N",
+        type=whole("--row", 0, MAX_ROWS, unit="rows"),
+        action="append",
+        default=[],
+        help="this row, from 0; repeatable",
+    )
+    group.add_argument("--line", metavar="FILE:LINE", help="what became of this line of a source")
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--format", metavar="text|json", type=choice("--format", ("text", "json")), default="text", help="form of the answer"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Hand the request to the trainer's process; returns its exit code."""
+    request = _prepare(args) if args.action == "prepare" else _show(args)
+    return _call({**request, "output": args.format})
+
+
+def _prepare(args: argparse.Namespace) -> dict[str, Any]:
+    if not args.path:
+        raise UserError(
+            "which files? none is named", code="usage", where="llmcheck data prepare", hint="llmcheck data prepare train.jsonl ..."
+        )
+    for value, flag in ((args.tokenizer, "--tokenizer"), (args.seq_len, "--seq-len"), (args.out, "--out")):
+        if value is None:
+            raise UserError(
+                f"{flag} is missing",
+                code="usage",
+                where="llmcheck data prepare",
+                hint="llmcheck data prepare train.jsonl --tokenizer DIR --seq-len 2048 --out data",
+            )
+    for given, flag in ((args.row, "--row"), (args.line, "--line")):
+        if given:
+            raise UserError(f"{flag} belongs to `data show`", code="usage", where="llmcheck data prepare", hint="leave it out")
+    return {
+        "action": "prepare",
+        "files": args.path,
+        "tokenizer": args.tokenizer,
+        "seq_len": args.seq_len,
+        "out": args.out,
+        "template": args.template,
+        "format": args.rows_are,
+        "too_long": args.too_long,
+        "max_bad": args.max_bad,
+        "pad_token": args.pad_token,
+        "fast": args.fast,
+        "date": _date(args.date),
+    }
+
+
+def _date(text: str | None) -> str:
+    if text is None:
+        return date.today().isoformat()
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError as reason:
+        raise UserError(f"--date needs YYYY-MM-DD, not {text[:60]!r}", code="usage", where="--date") from reason
+
+
+def _show(args: argparse.Namespace) -> dict[str, Any]:
+    if len(args.path) != 1:
+        raise UserError("data show takes one folder", code="usage", where="llmcheck data show", hint="llmcheck data show DIR")
+    if args.row and args.line:
+        raise UserError("--row and --line both say which rows", code="conflict", where="--row, --line", hint="give one")
+    return {
+        "action": "show",
+        "path": args.path[0],
+        "num_rows": args.rows,
+        "rows": args.row,
+        "line": args.line,
+        "tokenizer": args.tokenizer,
+    }
+
+
+def _call(request: dict[str, Any]) -> int:
+    import signal
+    import subprocess  # both only here: `llmcheck --help` does without
+
+    # The same packages as this process, and nothing from the current folder unless this process has it too.
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", MODULE, json.dumps(request)]
+    process = subprocess.Popen(command, env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:  # the other process got it too, clears away and ends
+            continue
+    if code == 1:  # a traceback, which it printed
+        raise RuntimeError("the process that prepares data failed")
+    if code == -signal.SIGKILL:
+        raise UserError(
+            "the process that prepares data was killed",
+            code="killed",
+            where="llmcheck data",
+            why="by another process, or by the system for want of memory",
+            hint="run it again: nothing half-written is left that a later run would take for data",
+        )
+    return code if code >= 0 else 128 - code

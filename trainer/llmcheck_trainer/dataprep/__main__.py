@@ -1,0 +1,90 @@
+"""The process behind `llmcheck data`: takes one JSON request as its argument, prints the answer, exits like llmcheck does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from llmcheck.console import complain, emit, terminal
+from llmcheck.errors import CouldNotCheckError, UserError
+
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143  # 128 + SIGTERM
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, as an exception, so that the scratch folder is cleared away."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one request; returns the exit code. A bug is a traceback here: `llmcheck data` reports it as one."""
+    signal.signal(signal.SIGTERM, _terminate)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # no process is forked here after the first text is encoded
+    try:
+        _need_packages()
+        request: dict[str, Any] = json.loads(arguments[0])
+        return _prepare(request) if request.pop("action") == "prepare" else _show(request)
+    except UserError as error:
+        lines = [f"error[{error.code}]: {error.what}"]
+        lines += [f"  {label}: {text}" for label, text in (("where", error.where), ("why", error.why), ("hint", error.hint)) if text]
+        complain(lines)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except _TerminatedError:
+        return EXIT_TERMINATED
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _TerminatedError
+
+
+def _need_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("tokenizers", "numpy") if find_spec(name) is None]
+    if missing:
+        raise CouldNotCheckError(
+            f"data preparation needs {' and '.join(missing)}",
+            code="missing-package",
+            where="llmcheck data",
+            why="the core of llmcheck runs without",
+            hint='pip install "llmcheck[data]"; with "llmcheck[fast-data]" it is many times faster',
+        )
+
+
+def _prepare(request: dict[str, Any]) -> int:
+    from llmcheck_trainer.dataprep import report, settings
+    from llmcheck_trainer.dataprep.prepare import prepare
+
+    form = request.pop("output")
+    asked = settings.from_json(json.dumps(request))
+    outcome = prepare(asked)
+    if form == "json":
+        emit(json.dumps(outcome.manifest, indent=1, ensure_ascii=False) + "\n")
+        return 0
+    where = terminal(sys.stdout)
+    first = f"{asked.out}: nothing has changed, the prepared data is used again" if outcome.reused else f"{asked.out}: written"
+    lines = [first, *report.summary(outcome.manifest, where)]
+    if outcome.note:
+        lines.append(report.paint(f"note: {outcome.note}", "\x1b[33m", where))
+    lines.append(f"see samples: llmcheck data show {asked.out}")
+    emit("\n".join(lines) + "\n")
+    return 0
+
+
+def _show(request: dict[str, Any]) -> int:
+    from llmcheck_trainer.dataprep.show import Request, document, show
+
+    form = request.pop("output")
+    asked = Request(**{**request, "rows": tuple(request["rows"])})
+    emit(json.dumps(document(asked), ensure_ascii=False) + "\n" if form == "json" else show(asked, terminal(sys.stdout)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""`llmcheck data show`: prepared rows as text again, with what is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from llmcheck.console import Terminal
+from llmcheck.errors import UserError
+from llmcheck_trainer.dataprep import hub, report, store
+from llmcheck_trainer.dataprep import tokenizer as tokenizers_
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to show of the folder `path`: `rows` (from 0), or the rows of a source `line` ("FILE:LINE"), else `num_rows` spread over all."""
+
+    path: str
+    num_rows: int = 3
+    rows: tuple[int, ...] = ()
+    line: str | None = None
+    tokenizer: str | None = None
+
+
+def show(request: Request, terminal: Terminal) -> str:
+    """The text for a terminal. Raises UserError."""
+    reader = store.Reader(request.path)
+    tokenizer = _tokenizer(request, reader.manifest)
+    lines = report.summary(reader.manifest, terminal)
+    lines.append("")
+    for row in chosen_rows(request, reader):
+        ids, supervised = reader.row(row)
+        lines += report.sample(_title(reader, row), parts(tokenizer.backend, ids, supervised), len(ids), int(supervised.sum()), terminal)
+    return "\n".join(lines)
+
+
+def document(request: Request) -> dict[str, Any]:
+    """The same for programs: the manifest, and the chosen rows with ids and text."""
+    reader = store.Reader(request.path)
+    tokenizer = _tokenizer(request, reader.manifest)
+    rows = []
+    for row in chosen_rows(request, reader):
+        ids, supervised = reader.row(row)
+        file, line = reader.source(row)
+        rows.append(
+            {
+                "row": row,
+                "file": reader.manifest["sources"][file]["path"],
+                "line": line,
+                "ids": ids.tolist(),
+                "supervised": supervised.tolist(),
+                "parts": [{"text": text, "learnt": learnt} for text, learnt in parts(tokenizer.backend, ids, supervised)],
+            }
+        )
+    return {"schema": "llmcheck.data-show/1", "manifest": reader.manifest, "rows": rows}
+
+
+def chosen_rows(request: Request, reader: store.Reader) -> list[int]:
+    """The rows to show, in order. Raises UserError for rows that are not there."""
+    if request.line is not None:
+        return _rows_of_line(request.line, reader)
+    for row in request.rows:
+        if not 0 <= row < reader.num_rows:
+            raise UserError(
+                f"no row {row}", code="range", where="--row", why=f"there are {reader.num_rows:,}, counted from 0", hint="see --rows"
+            )
+    if request.rows:
+        return list(request.rows)
+    number = min(request.num_rows, reader.num_rows)
+    return sorted({int(row) for row in np.linspace(0, reader.num_rows - 1, number)}) if number else []
+
+
+def _rows_of_line(text: str, reader: store.Reader) -> list[int]:
+    path, _, number = text.rpartition(":")
+    sources = [source["path"] for source in reader.manifest["sources"]]
+    if not number.isascii() or not number.isdigit() or len(number) > 14:
+        raise UserError(f"--line needs a line number, not {text[:60]!r}", code="usage", where="--line", hint="FILE:17, or 17 with one file")
+    if path and path not in sources:
+        raise UserError(f"the data is not made of {path}", code="input", where="--line", hint="its files: " + ", ".join(sources[:5]))
+    if not path and len(sources) != 1:
+        raise UserError("which file? there are several", code="usage", where="--line", hint=f"--line {sources[0]}:{number}")
+    rows = reader.rows_of(sources.index(path) if path else 0, int(number))
+    if not rows:
+        raise UserError(
+            f"nothing was made of line {number}", code="input", where="--line", why="it was left out, is blank, or does not exist",
+            hint="the manifest's \"dropped\" counts what was left out and names the first",
+        )  # fmt: skip
+    return rows
+
+
+def parts(backend: tokenizers_.Backend, ids: Any, supervised: Any) -> list[tuple[str, bool]]:
+    """Runs of tokens of one kind as text: (text, whether it is learnt)."""
+    if not len(ids):
+        return []
+    edges = [0, *(np.nonzero(np.diff(supervised))[0] + 1).tolist(), len(ids)]
+    return [(backend.decode(ids[start:end].tolist()), bool(supervised[start])) for start, end in pairwise(edges)]
+
+
+def _tokenizer(request: Request, manifest: dict[str, Any]) -> tokenizers_.Tokenizer:
+    said = manifest["tokenizer"]
+    path = request.tokenizer or said["path"]
+    folder = hub.tokenizer_folder(path) if hub.is_name(path) else path
+    return tokenizers_.load(folder, pad_token=None if request.tokenizer else said.get("pad_token"))
+
+
+def _title(reader: store.Reader, row: int) -> str:
+    file, line = reader.source(row)
+    return f"row {row:,} ({reader.manifest['sources'][file]['path']}:{line})"
