@@ -42,7 +42,7 @@ IMPURE_MODULES = {"os", "subprocess", "socket", "urllib", "http", "time", "rando
 # Everything else that a module may import at its top: the standard library without what costs more to import than `plan` does to run.
 HEAVY = {"logging", "asyncio", "urllib", "http", "email", "multiprocessing", "unittest", "xml", "shutil", "tempfile", "inspect"}
 HEAVY_SUBMODULES = {"importlib.metadata", "importlib.resources", "importlib.util"}
-THIRD_PARTY_AT_TOP = {("llmcheck.toml", "tomli"), ("llmcheck.toml", "tomllib")}  # the parser before and since it is the library's own
+THIRD_PARTY_AT_TOP = {("llmcheck.toml", "tomli")}
 
 TRAINER_MAY_USE = {
     "llmcheck", "llmcheck.planfile", "llmcheck.types", "llmcheck.units", "llmcheck.errors", "llmcheck.jsonfile", "llmcheck.toml",

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = toml.load(ROOT / "pyproject.toml")["project"]
 
 
-MODULES = {"nvidia-ml-py": "pynvml"}  # packages whose module is called otherwise
+MODULES = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml"}  # packages whose module is called otherwise
 
 
 def declared(requirements: list[str]) -> set[str]:
@@ -38,7 +38,7 @@ def test_every_core_dependency_is_imported_somewhere() -> None:
 
 def test_every_import_is_a_core_dependency_or_in_an_extra() -> None:
     extras = PROJECT["optional-dependencies"]
-    optional = {name.replace("-", "_") for extra in ("hub", "plot", "fast") for name in declared(extras[extra])}
+    optional = {name.replace("-", "_") for extra in ("hub", "plot", "fast", "yaml") for name in declared(extras[extra])}
     assert imported() - declared(PROJECT["dependencies"]) - optional == set()
 
 

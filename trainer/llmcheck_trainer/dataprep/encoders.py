@@ -6,7 +6,7 @@ The fast encoder is never believed: it is compared with the slow one on awkward 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -165,7 +165,7 @@ class _Gigatoken:
         import gigatoken
 
         load: Any = gigatoken.Tokenizer.from_json
-        self._make = lambda: load(serialized)
+        self._make: Callable[[], Any] = lambda: load(serialized)
         self._own: Any = self._make()
         self._fresh_bytes = _resident_bytes()
 
