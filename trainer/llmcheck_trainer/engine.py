@@ -77,10 +77,10 @@ def train_step(
     total: torch.Tensor,
     mark: Mark | None = None,
 ) -> None:
-    """One optimizer step. Adds the summed loss of this rank's `batches` to `total` on the device; nothing here waits for it.
+    """One optimizer step. Adds the summed loss of this rank to `total`, on the device; nothing here waits for it.
 
-    `num_supervised`: the tokens in the loss of the whole step, over micro-batches and ranks. DeepSpeed divides by both their numbers, so the
-    sums are multiplied by them: each supervised token of the step then weighs the same. `mark` is told fwd, bwd and step.
+    `num_supervised`: the tokens in the loss of the whole step, over micro-batches and ranks. DeepSpeed divides by the numbers of both, so
+    the sums are multiplied by them: each supervised token of the step then weighs the same. `mark` is told fwd, bwd and step.
     """
     scale = engine.gradient_accumulation_steps() * dist.get_world_size() / max(num_supervised, 1)
     for number, batch in enumerate(batches):

@@ -93,7 +93,8 @@ def out_of_memory(plan_file: PlanFile, phase: str, device: torch.device, error: 
     lines = [str(error).splitlines()[0][:300] if str(error) else type(error).__name__]
     if device.type == "cuda":
         lines.append(
-            f"measured peak {gib(torch.cuda.max_memory_allocated(device))} allocated, {gib(torch.cuda.max_memory_reserved(device))} reserved of "
+            f"measured peak {gib(torch.cuda.max_memory_allocated(device))} allocated, "
+            f"{gib(torch.cuda.max_memory_reserved(device))} reserved of "
             f"{gib(torch.cuda.get_device_properties(device).total_memory)}; planned {gib(rank.peak_allocated_bytes)} allocated, "
             f"{gib(rank.required_bytes)} required"
         )

@@ -15,9 +15,10 @@ _COUNT_THE_MASK = ("bloom", "falcon", "mpt", "opt")
 # Families that take position ids, and hide what a four-dimensional mask hides: proven by tests/trainer/test_packing.py, family by family.
 PACKED = frozenset(
     (
-        "apertus arcee bloom codegen cohere cohere2 ernie4_5 exaone4 falcon gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo "
-        "gpt_neox gptj granite helium llama ministral ministral3 mistral mixtral nemotron olmo olmo2 olmo3 olmoe phi phi3 qwen2 qwen2_moe "
-        "qwen3 qwen3_moe seed_oss smollm3 stablelm starcoder2"
+        "apertus arcee bloom codegen cohere cohere2 deepseek_v2 deepseek_v3 ernie4_5 exaone4 falcon gemma gemma2 gemma3_text glm glm4 "
+        "glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite granitemoe helium hunyuan_v1_dense llama minimax_m2 "
+        "ministral ministral3 mistral mixtral nemotron olmo olmo2 olmo3 olmoe opt phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss "
+        "smollm3 stablelm starcoder2"
     ).split()
 )
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llmcheck import __version__
 from llmcheck.planfile import PlanFile
 from llmcheck.types import PhaseStats, TrainSettings
 
@@ -114,7 +113,7 @@ def write(output: str, plan_file: PlanFile, settings: TrainSettings, meter: Mete
     plan = plan_file.plan
     document = {
         "schema": SCHEMA,
-        "llmcheck_version": __version__,
+        "llmcheck_version": _version("llmcheck"),
         "plan_digest": plan_file.digest,
         "plan_edited": plan_file.edited,
         "outcome": outcome,
