@@ -20,6 +20,9 @@ from llmcheck.errors import UserError, did_you_mean
 # name -> (module, one line of help). A name is added together with its module, its page in docs/reference and its tests.
 COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("llmcheck.commands.plan", "will it fit, with which settings, and how long will it take"),
+    "train": ("llmcheck.commands.train", "run a plan with the bundled DeepSpeed trainer"),
+    "compare": ("llmcheck.commands.compare", "what a plan predicted beside what its run measured"),
+    "launch": ("llmcheck.commands.launch", "the command or job file that runs a plan on a cluster"),
     "doctor": ("llmcheck.commands.doctor", "what is wrong with an environment, a tokenizer, a configuration, data or a log"),
     "explain": ("llmcheck.commands.explain", "what a finding means, why, and what to do"),
     "rules": ("llmcheck.commands.rules", "list, lint and test the rules; start a new one"),

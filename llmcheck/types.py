@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Method = Literal["full", "lora", "qlora"]
 TrainEmbeddings = Literal["in-place", "modules-to-save"]
@@ -197,3 +197,35 @@ class StepTime:
     assumptions: tuple[str, ...]
     total_s: float | None = None  # for --samples / --tokens
     cost: float | None = None  # USD
+
+
+class TrainSettings(NamedTuple):  # not a dataclass: those cost a millisecond each at import
+    """What a run needs beside its plan: the data, the places, and what decides learning but not memory.
+
+    `llmcheck train` has an option for each field and hands it on under the same name; the trainer's parser is made from this.
+    """
+
+    data: str  # folder that `llmcheck data prepare` wrote
+    output: str  # folder of checkpoints, logs, run.json and the exported model; on a file system that every node sees
+    weights: str = ""  # folder with config.json and weights, or a Hub name; empty: the plan's own folder or Hub name
+    eval_data: str = ""  # prepared like `data`
+    epochs: float = 1.0
+    max_steps: int = 0  # optimizer steps; 0: as many as `epochs` ask for
+    lr: float = 0.0  # 0: the plan's (deepspeed.optimizer.params.lr), else 1e-5 for full fine-tuning and 2e-4 for adapters
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.03  # fraction of the steps
+    min_lr: float = 0.1  # where the schedule ends, as a fraction of `lr`
+    weight_decay: float = 0.0
+    seed: int = 42
+    packing: Literal["auto", "on", "off"] = "auto"
+    save_every: int = 500  # optimizer steps; 0: only at the end
+    keep: int = 2  # newest checkpoints that stay; the best one by evaluation loss stays beside them
+    eval_every: int = 0  # optimizer steps; 0: only at the end
+    patience: int = 0  # evaluations without improvement before the run stops; 0: never
+    num_generations: int = 0  # continuations of evaluation prompts that each evaluation writes
+    resume: str = "auto"  # auto: the newest whole checkpoint in `output`; never; or the folder of one
+    export: Literal["auto", "model", "adapter", "merged", "none"] = "auto"
+    trackers: str = ""  # names that accelerate knows, with commas: tensorboard, wandb, mlflow, ...
+    on_nan: Literal["stop", "continue"] = "stop"
+    compile: bool = False  # torch.compile of the model
+    allow: str = ""  # codes of identity checks that only warn, with commas

@@ -26,10 +26,15 @@ GPU_FOUND = "LCM092"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plan`."""
+    configure_request(parser)
+    _add_output(parser)
+
+
+def configure_request(parser: argparse.ArgumentParser) -> None:
+    """Add the options that :func:`request_of` reads."""
     _add_machine(parser)
     _add_batch(parser)
     _add_recipe(parser)
-    _add_output(parser)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -161,9 +166,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, write the files asked for, print the answer. Returns 0 or 1 by `--fail-on`."""
-    request, notes = request_of(args)
     _check_places(args)
-    plan, solved = _solve(request)
+    request, notes = request_of(args)
+    plan, solved = solve_request(request)
     plan = replace(plan, findings=(*plan.findings, *notes))
     if solved is not None:
         solved = replace(solved, plan=plan)
@@ -326,8 +331,6 @@ def _check_conflicts(args: argparse.Namespace) -> None:
             )
     if args.solve == "lora-rank" and args.method == "full":
         raise UserError("--solve lora-rank needs adapters", code="conflict", where="--solve lora-rank, --method full", hint="--method lora")
-    if args.out and args.timeline and os.path.realpath(args.out) == os.path.realpath(args.timeline):
-        raise UserError("--out and --timeline name one file", code="conflict", where=args.out, hint="name two")
 
 
 def _gpu(args: argparse.Namespace) -> tuple[GpuSpec, int, tuple[Finding, ...]]:
@@ -402,7 +405,8 @@ def _cluster(args: argparse.Namespace, gpu: GpuSpec, found: int) -> tuple[Cluste
     return cluster, notes
 
 
-def _solve(request: PlanRequest) -> tuple[Plan, SolveResult | None]:
+def solve_request(request: PlanRequest) -> tuple[Plan, SolveResult | None]:
+    """The plan, and the answer of `--solve` where it was asked for."""
     if request.solve is None:
         from llmcheck.planner.search import search
 
@@ -417,6 +421,8 @@ def _check_places(args: argparse.Namespace) -> None:
     """Fail before the work, not after it, where a file could not be written."""
     if args.out is None and args.timeline is None:
         return
+    if args.out and args.timeline and os.path.realpath(args.out) == os.path.realpath(args.timeline):
+        raise UserError("--out and --timeline name one file", code="conflict", where=args.out, hint="name two")
     from llmcheck.files import find_place
     from llmcheck.planfile import is_untouched_plan
     from llmcheck.render.timeline import is_ours

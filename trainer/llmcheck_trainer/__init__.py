@@ -1,1 +1,1 @@
-"""The trainer that runs a plan file. Not written yet; see trainer/README.md."""
+"""The trainer that runs a plan file: ``python -m llmcheck_trainer.train --plan plan.json --data FOLDER --output FOLDER``."""

@@ -1,0 +1,57 @@
+"""``llmcheck launch``: the command or job file that runs a plan on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+
+from llmcheck.commands import train
+from llmcheck.commands.values import choice
+from llmcheck.console import emit
+from llmcheck.errors import UserError
+from llmcheck.render import jobs
+
+TARGETS = ("deepspeed", "torchrun", "slurm", "kubernetes", "skypilot")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `launch`."""
+    parser.add_argument("--for", dest="target", metavar="|".join(TARGETS), type=choice("--for", TARGETS), help="what it is written for")
+    parser.add_argument("--name", metavar="NAME", type=_name, help="name of the job (default: llmcheck-train)")
+    parser.add_argument("--image", metavar="IMAGE", help="container image of a Kubernetes or SkyPilot job, llmcheck[train] installed")
+    train.add_run(parser)
+
+
+def _name(text: str) -> str:
+    """A name that all of them take: Kubernetes is the strictest (RFC 1123)."""
+    import re
+
+    if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", text) is None:
+        raise UserError(f"--name cannot be {text[:60]!r}", code="usage", where="--name", hint="lower-case letters, digits and hyphens")
+    return text
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it; returns 0. Raises UserError when the plan or an option is missing."""
+    if args.target is None:
+        raise UserError("--for is missing", code="usage", where="llmcheck launch", hint="one of " + ", ".join(TARGETS))
+    settings = train.settings_of(args)
+    path, plan_file = train.plan_of(args)
+    train.check(plan_file, path, settings)
+    if args.target in ("deepspeed", "torchrun"):
+        args.launcher = args.target
+        argv, env = train.command(plan_file, path, settings, args)
+        emit(jobs.shell(argv, env))
+        return 0
+    cluster = plan_file.plan.cluster
+    job = jobs.Job(
+        name=args.name or "llmcheck-train",
+        image=args.image,
+        num_nodes=cluster.num_nodes,
+        gpus_per_node=cluster.gpus_per_node,
+        gpu=cluster.gpu.name,
+        host_bytes_per_node=plan_file.plan.memory.host.host_bytes_per_node,
+        env=plan_file.launch.env,
+        words=("-m", train.MODULE, "--plan", path, *train.words_of(settings)),
+    )
+    emit({"slurm": jobs.slurm, "kubernetes": jobs.kubernetes, "skypilot": jobs.skypilot}[args.target](job))
+    return 0

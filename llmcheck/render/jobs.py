@@ -1,0 +1,137 @@
+"""A run as a shell command, or as a job of SLURM, Kubernetes or SkyPilot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from llmcheck.units import GIB, ceil_div
+
+PORT = 29500
+HOST_MARGIN = 1.25  # of the plan's host memory: the file cache of mapped weights and data is wanted, too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all job files have. `words`: what follows the head of torchrun's argument list."""
+
+    name: str
+    image: str | None
+    num_nodes: int
+    gpus_per_node: int
+    gpu: str
+    host_bytes_per_node: int
+    env: Mapping[str, str]
+    words: tuple[str, ...]
+
+    @property
+    def host_gib(self) -> int:
+        """RAM to ask for on each node."""
+        return max(1, ceil_div(int(self.host_bytes_per_node * HOST_MARGIN), GIB))
+
+
+def quoted(word: str) -> str:
+    """`word` for a POSIX shell."""
+    if word and all(c.isascii() and (c.isalnum() or c in "@%+=:,./-_") for c in word):
+        return word
+    return "'" + word.replace("'", "'\"'\"'") + "'"
+
+
+def shell(argv: Iterable[str], env: Mapping[str, str]) -> str:
+    """A command with its environment."""
+    return _exports(env) + " ".join(map(quoted, argv)) + "\n"
+
+
+def slurm(job: Job) -> str:
+    """A batch script: one torchrun a node, which meet at the first."""
+    head = f"torchrun --nnodes {job.num_nodes} --nproc-per-node {job.gpus_per_node} --rdzv-backend c10d"
+    return f"""#!/bin/bash
+#SBATCH --job-name={job.name}
+#SBATCH --nodes={job.num_nodes}
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={job.gpus_per_node}
+#SBATCH --mem={job.host_gib}G
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+# SIGTERM two minutes before the end makes the trainer save; a requeued job goes on from there.
+set -euo pipefail
+{_exports(job.env)}first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun --kill-on-bad-exit=1 {head} --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$first:{PORT}" \\
+  {_words(job)}
+"""
+
+
+def kubernetes(job: Job) -> str:
+    """An indexed Job with a headless Service, so that the pods find the first one by name."""
+    image = json.dumps(job.image or "IMAGE-WITH-llmcheck-train")
+    meet = f"{job.name}-0.{job.name}:{PORT}"
+    head = ["torchrun", "--nnodes", str(job.num_nodes), "--nproc-per-node", str(job.gpus_per_node)]
+    argv = [*head, "--rdzv-backend", "c10d", "--rdzv-endpoint", meet, *job.words]
+    command = "\n".join(f"        - {json.dumps(word)}" for word in argv)
+    env = "\n".join(f"        - {{name: {json.dumps(name)}, value: {json.dumps(value)}}}" for name, value in job.env.items())
+    return f"""# Mount what holds plan, weights, data and output under the paths below: volumes are the cluster's own affair.
+apiVersion: v1
+kind: Service
+metadata: {{name: {job.name}}}
+spec:
+  clusterIP: None
+  selector: {{job-name: {job.name}}}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {{name: {job.name}}}
+spec:
+  completions: {job.num_nodes}
+  parallelism: {job.num_nodes}
+  completionMode: Indexed
+  template:
+    spec:
+      subdomain: {job.name}
+      restartPolicy: OnFailure
+      terminationGracePeriodSeconds: 300
+      containers:
+      - name: trainer
+        image: {image}
+        command:
+{command}
+        env:
+{env}
+        resources:
+          limits: {{nvidia.com/gpu: {job.gpus_per_node}, memory: {job.host_gib}Gi}}
+        volumeMounts:
+        - {{name: shm, mountPath: /dev/shm}}
+      volumes:
+      - name: shm
+        emptyDir: {{medium: Memory}}
+"""
+
+
+def skypilot(job: Job) -> str:
+    """A task; `sky jobs launch` recovers it from lost spot instances, and the trainer resumes."""
+    head = f"torchrun --nnodes {job.num_nodes} --nproc-per-node {job.gpus_per_node} --rdzv-backend c10d"
+    image = f"  image_id: {json.dumps('docker:' + job.image)}\n" if job.image else ""
+    env = "".join(f"  {name}: {json.dumps(value)}\n" for name, value in job.env.items())
+    return f"""# Mount what holds plan, weights, data and output under the paths below (file_mounts).
+# `sky gpus list` has the accelerators' names.
+name: {job.name}
+num_nodes: {job.num_nodes}
+resources:
+  accelerators: {json.dumps(f"{job.gpu}:{job.gpus_per_node}")}
+  memory: {job.host_gib}+
+{image}envs:
+{env}setup: |
+  pip install 'llmcheck[train]'
+run: |
+  first=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)
+  {head} --rdzv-endpoint "$first:{PORT}" \\
+    {_words(job)}
+"""
+
+
+def _exports(env: Mapping[str, str]) -> str:
+    return "".join(f"export {name}={quoted(value)}\n" for name, value in env.items())
+
+
+def _words(job: Job) -> str:
+    return " ".join(map(quoted, job.words))

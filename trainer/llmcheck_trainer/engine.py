@@ -1,0 +1,106 @@
+"""The DeepSpeed engine around a model, and one optimizer step on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from llmcheck.errors import UserError
+from llmcheck.types import TrainingRecipe
+from llmcheck_trainer.data import MicroBatch
+
+BETAS = (0.9, 0.95)
+Mark = Callable[[str], None]
+
+
+def start_process_group() -> torch.device:
+    """Join the ranks that the launcher started (one, without a launcher); the device of this one."""
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        os.environ.setdefault(name, value)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        device = torch.device("cpu")
+    else:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+    return device
+
+
+def build_engine(model: Any, recipe: TrainingRecipe, device: torch.device, *, lr: float, weight_decay: float = 0.0, **more: Any) -> Any:
+    """deepspeed.initialize with the plan's optimizer; `more` is merged into the DeepSpeed configuration (checkpoint conversion)."""
+    config = {"steps_per_print": 10**9, **recipe.deepspeed, **more}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError("nothing to train: no parameter requires a gradient", code="lora-targets", where="recipe.lora.targets")
+    if recipe.optimizer == "cpu-adam" or "optimizer" in config:
+        # DeepSpeed builds its own for states in host memory; a user's section keeps its values.
+        config.setdefault("optimizer", {"type": "AdamW", "params": {"lr": lr, "betas": list(BETAS), "weight_decay": weight_decay}})
+        engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config)
+    else:
+        optimizer = _optimizer(recipe, parameters, device, lr, weight_decay)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def _optimizer(recipe: TrainingRecipe, parameters: list[Any], device: torch.device, lr: float, weight_decay: float) -> Any:
+    if recipe.optimizer == "adam-8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as reason:
+            raise UserError(
+                "the plan wants 8-bit Adam, and bitsandbytes is not installed",
+                code="missing-package",
+                where="recipe.optimizer",
+                hint='pip install "llmcheck[fast]", or plan with --optimizer fused-adam',
+            ) from reason
+        return AdamW8bit(parameters, lr=lr, betas=BETAS, weight_decay=weight_decay)
+    if device.type != "cuda":  # FusedAdam would have to be compiled; the arithmetic is the same
+        return torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=weight_decay)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=weight_decay, fused=True)
+    from deepspeed.ops.adam import FusedAdam
+
+    return FusedAdam(parameters, lr=lr, betas=BETAS, weight_decay=weight_decay)
+
+
+def train_step(
+    engine: Any,
+    batches: Sequence[MicroBatch],
+    num_supervised: int,
+    *,
+    total: torch.Tensor,
+    mark: Mark | None = None,
+) -> None:
+    """One optimizer step. Adds the summed loss of this rank to `total`, on the device; nothing here waits for it.
+
+    `num_supervised`: the tokens in the loss of the whole step, over micro-batches and ranks. DeepSpeed divides by the numbers of both, so
+    the sums are multiplied by them: each supervised token of the step then weighs the same. `mark` is told fwd, bwd and step.
+    """
+    scale = engine.gradient_accumulation_steps() * dist.get_world_size() / max(num_supervised, 1)
+    for number, batch in enumerate(batches):
+        output = engine(**batch.inputs, use_cache=False)
+        summed = output.loss
+        loss = summed * scale
+        if mark is not None and number == 0:
+            mark("fwd")
+        engine.backward(loss)
+        if mark is not None and number == len(batches) - 1:
+            mark("bwd")
+        total += summed.detach()
+        del output, loss, summed
+        engine.step()
+    if mark is not None:
+        mark("step")
+
+
+def set_lr(engine: Any, lr: float) -> None:
+    """The learning rate of the next step, where the plan's configuration has no schedule of its own."""
+    if engine.lr_scheduler is None:
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr

@@ -1,0 +1,111 @@
+"""What stops or warns a run: NaN and loss spikes (with the rows that were in the step), memory that ran out, requests to stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import statistics
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+
+from llmcheck.errors import UserError
+from llmcheck.planfile import PlanFile
+from llmcheck.units import gib
+
+WINDOW = 50  # steps that a spike is judged by
+MIN_HISTORY = 10
+SPIKE_DEVIATIONS = 8.0
+SPIKE_MIN_RATIO = 1.5  # of the window's mean: smooth runs have tiny deviations
+
+
+class RunFailedError(UserError):
+    """The run had to stop; the input may be right. Exit code 1."""
+
+    exit_code = 1
+
+
+class LossGuard:
+    """Watches the loss. `output` gets bad_steps.jsonl with the rows of each bad step."""
+
+    def __init__(self, output: str, *, stop_at_nan: bool) -> None:
+        self.path = os.path.join(output, "bad_steps.jsonl")
+        self.stop_at_nan = stop_at_nan
+        self.recent: deque[float] = deque(maxlen=WINDOW)
+
+    def look(self, step: int, loss: float, rows: Callable[[], list[dict[str, Any]]], *, write: bool) -> str:
+        """ "" or what is wrong with the loss of `step`. `rows` tells what was in it; `write` on one rank. Raises RunFailedError for NaN."""
+        kind = "nan" if not math.isfinite(loss) else "spike" if self._is_spike(loss) else ""
+        if kind and write:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "kind": kind, "loss": repr(loss), "rows": rows()}) + "\n")
+        if kind != "nan":
+            self.recent.append(loss)
+            return kind
+        if self.stop_at_nan:
+            raise RunFailedError(
+                f"the loss is {loss} at step {step}",
+                code="nan",
+                where=self.path,
+                why="the rows of the step are listed there; the last checkpoint is from before it",
+                hint="look at those rows; a lower --lr or bf16 instead of fp16 often helps; --on-nan continue goes on",
+            )
+        return kind
+
+    def _is_spike(self, loss: float) -> bool:
+        if len(self.recent) < MIN_HISTORY:
+            return False
+        mean, deviation = statistics.fmean(self.recent), statistics.pstdev(self.recent)
+        return loss > max(mean + SPIKE_DEVIATIONS * deviation, SPIKE_MIN_RATIO * mean)
+
+
+class StopRequest:
+    """SIGTERM and SIGUSR1 ask the run to save and stop after the step that it is in."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.wanted = True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device ran out of memory: PyTorch says so in several ways."""
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "CUDA out of memory" in str(error)
+        or "NCCL WARN Cuda failure 'out of memory'" in str(error)
+    )
+
+
+def out_of_memory(plan_file: PlanFile, phase: str, device: torch.device, error: BaseException) -> RunFailedError:
+    """The error to end with: what was measured against what was planned, the plan's parts, and its levers in order of what they free."""
+    plan = plan_file.plan
+    rank = plan.memory.worst
+    lines = [str(error).splitlines()[0][:300] if str(error) else type(error).__name__]
+    if device.type == "cuda":
+        lines.append(
+            f"measured peak {gib(torch.cuda.max_memory_allocated(device))} allocated, "
+            f"{gib(torch.cuda.max_memory_reserved(device))} reserved of "
+            f"{gib(torch.cuda.get_device_properties(device).total_memory)}; planned {gib(rank.peak_allocated_bytes)} allocated, "
+            f"{gib(rank.required_bytes)} required"
+        )
+    parts = sorted(rank.breakdown.items(), key=lambda part: -part[1])
+    lines.append("planned parts at the peak: " + ", ".join(f"{name.replace('_', ' ')} {gib(size)}" for name, size in parts if size))
+    levers = sorted((lever for lever in plan.what_if if lever.delta_bytes < 0), key=lambda lever: lever.delta_bytes)
+    ways = [f"{' '.join(lever.flags)} ({gib(lever.delta_bytes)}, {lever.speed_ratio:.2f}x speed)" for lever in levers]
+    return RunFailedError(
+        f"out of memory in {phase}",
+        code="out-of-memory",
+        where=f"plan {plan_file.digest[:19]}, {plan.model.name} on {plan.cluster.num_gpus} x {plan.cluster.gpu.name}",
+        why="; ".join(lines),
+        hint="plan again with " + "; or ".join(ways) if ways else "plan again for this GPU: `llmcheck plan`; is another process on it?",
+    )

@@ -1,0 +1,287 @@
+"""The training loop, from the plan to the exported model, in the order in which it happens."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import sys
+from collections import deque
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from llmcheck.errors import UserError
+from llmcheck.planfile import PlanFile
+from llmcheck.types import TrainSettings
+from llmcheck_trainer import checkpoint, evaluation, export, guard, identity, model, receipt
+from llmcheck_trainer.data import Prepared, Shape, Stream
+from llmcheck_trainer.engine import build_engine, set_lr, start_process_group, train_step
+from llmcheck_trainer.placement import choose_packing, placement_of
+from llmcheck_trainer.progress import Progress
+from llmcheck_trainer.schedule import learning_rate
+from llmcheck_trainer.trackers import Trackers
+
+DEFAULT_LR = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}  # where neither --lr nor the plan's configuration says one
+NUM_GUARDED_STEPS = 2  # at full length: the second is the first with Adam's states in memory, and so has the run's peak
+
+
+def run(plan_file: PlanFile, plan_path: str, settings: TrainSettings) -> int:
+    """Run the plan; returns the exit code. Raises UserError for what is the user's to mend, RunFailedError where the run had to stop."""
+    device = start_process_group()
+    phase = Phase("loading")
+    try:
+        return _train(plan_file, plan_path, settings, device, phase)
+    except Exception as error:
+        if not guard.is_out_of_memory(error):
+            raise
+        report = guard.out_of_memory(plan_file, phase.name, device, error)
+        if phase.meter is not None:
+            receipt.write(settings.output, plan_file, settings, phase.meter, "out-of-memory", {"phase": phase.name})
+        raise report from error
+
+
+def leave() -> None:
+    """End the process group; only after a run that all ranks finished, since it waits for them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Phase:
+    """Where the run is, for the report when memory runs out."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.meter: receipt.Meter | None = None
+
+
+class Pending(NamedTuple):
+    """A step whose loss is still on its way from the device."""
+
+    step: int
+    first: int
+    position: int
+    num_supervised: int
+    num_tokens: int
+    num_padded: int
+    lr: float
+    values: torch.Tensor
+    grad_norm: Any
+    arrived: Any = None
+
+
+def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device: torch.device, phase: Phase) -> int:
+    plan, recipe = plan_file.plan, plan_file.plan.recipe
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(settings.seed)
+    stop = guard.StopRequest()
+
+    # What must agree comes first: nothing is loaded for a run that would be the wrong one.
+    checks = identity.Checks(settings.allow, speak=rank == 0)
+    identity.check_plan(plan_file, plan_path, world, checks)
+    data = Prepared(settings.data)
+    data.check_lengths(recipe.seq_len)
+    folder = model.find_weights(plan.model, settings.weights)
+    config = model.build_config(plan.model, recipe, folder)
+    identity.check_tokenizer(plan_file, data, config, checks)
+    identity.check_same_tokenizer(folder, data, export.load_tokenizer)
+    os.makedirs(settings.output, exist_ok=True)
+
+    packing = choose_packing(settings.packing, plan.model, recipe, config)
+    shape = Shape(recipe.micro_batch_size, recipe.grad_accum_steps, world, rank)
+    pad_id = data.tokenizer["pad_id"] if data.tokenizer["pad_id"] is not None else data.tokenizer["eos_id"]
+    # The native allocator fragments where lengths differ, and the plan counts on equal ones.
+    full_length = recipe.allocator == "native"
+    stream = Stream(data, recipe.seq_len, shape, packing=packing, seed=settings.seed, pad_id=pad_id, full_length=full_length)
+    stream.limit = math.ceil(settings.epochs * len(stream))
+    if settings.max_steps:
+        stream.limit = min(stream.limit, settings.max_steps * shape.global_batch)
+    held_out = evaluation.load(settings, recipe, shape, pad_id)
+    placement = placement_of(plan.model, recipe, device, model.DTYPES[recipe.precision], packing=packing)
+
+    run_identity = identity.run_identity(data, recipe.seq_len, packing=packing, seed=settings.seed)
+    found = checkpoint.find(settings.output, settings.resume)
+    if found is not None and found.state.run_identity != run_identity:
+        checks.fail(_another_run(found))
+    resumed_from, more = (None, {}) if found is None else checkpoint.prepare(found)
+
+    # Model and engine, in the order of the simulation.
+    meter = phase.meter = receipt.Meter(device)
+    lr = settings.lr or recipe.deepspeed.get("optimizer", {}).get("params", {}).get("lr") or DEFAULT_LR[recipe.method]
+    phase.name = "loading the model"
+    net = model.build_model(plan.model, recipe, device, folder=folder)
+    meter.mark("model")
+    phase.name = "deepspeed.initialize"
+    engine = build_engine(net, recipe, device, lr=lr, weight_decay=settings.weight_decay, **more)
+    meter.mark("init")
+    adapters = recipe.lora is not None
+    size = checkpoint.size_bytes(engine, adapters=adapters)
+    if rank == 0:
+        checkpoint.check_space(settings.output, size * (settings.keep + 1))
+    state = checkpoint.State(
+        step=0, position=0, num_tokens=0, best_loss=None, bad_evaluations=0, plan_digest=plan_file.digest, run_identity=run_identity
+    )
+    if found is not None and resumed_from is not None:
+        phase.name = "loading the checkpoint"
+        checkpoint.load(engine, resumed_from, adapters=adapters)
+        state = found.state
+    if settings.compile:
+        engine.compile()
+
+    trackers = Trackers(settings.trackers, settings.output, settings._asdict() if rank == 0 else None)
+    progress = Progress(settings.output, plan.memory, plan.time, total=stream.limit, position=state.position, trackers=trackers)
+    progress.start(
+        f"{plan.model.name}, {recipe.method}, ZeRO-{recipe.zero_stage}, {world} ranks; {len(data):,} rows"
+        + (f" in {len(stream):,} packed sequences" if packing else "")
+        + f"; {data.num_without_supervision() if rank == 0 else 0:,} rows without a token in the loss"
+        + (f"; resumed at step {state.step}" if state.step else "")
+    )
+    watch = guard.LossGuard(settings.output, stop_at_nan=settings.on_nan == "stop")
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    pending: deque[Pending] = deque()
+    best_folder: str | None = None
+    outcome = "finished"
+
+    def settle() -> bool:
+        """Take in the losses that have arrived; True when a rank was asked to stop."""
+        asked = False
+        while pending:
+            done = pending.popleft()
+            if done.arrived is not None:
+                done.arrived.synchronize()
+            loss = float(done.values[0]) / max(done.num_supervised, 1)
+            asked = asked or float(done.values[1]) > 0
+            kind = watch.look(done.step, loss, partial(_rows, stream, done), write=rank == 0)
+            progress.step(done.step, done.position, loss, done.lr, _number(done.grad_norm), done.num_tokens, done.num_padded, meter, kind)
+        return asked
+
+    step, position, tokens = state.step, state.position, state.num_tokens
+    final_loss: float | None = None
+    gc.collect()
+    while position < stream.limit:
+        guarded = meter.step < NUM_GUARDED_STEPS
+        phase.name = f"step {step + 1}" + (" at full length" if guarded else "")
+        batches, num_supervised, num_tokens = stream.step(position, full_length=guarded)
+        on_device = [placement.put(batch) for batch in batches]
+        first, position = position, min(position + shape.global_batch, stream.limit)
+        step += 1
+        rate = learning_rate(lr, settings.schedule, position / stream.limit, warmup=settings.warmup, floor=settings.min_lr)
+        set_lr(engine, rate)
+        total.zero_()
+        train_step(engine, on_device, num_supervised, total=total, mark=meter.mark)
+        del on_device
+        values = torch.stack((total, torch.full_like(total, float(stop.wanted))))
+        dist.all_reduce(values)
+        tokens += num_tokens
+        padded = sum(batch.num_padded for batch in batches) * world
+        norm = engine.get_global_grad_norm()
+        pending.append(_sent(Pending(step, first, position, num_supervised, num_tokens, padded, rate, values, norm), device))
+        meter.step_done()
+        state = checkpoint.State(**{**state.__dict__, "step": step, "position": position, "num_tokens": tokens})
+
+        # The losses are read one step late, so that the device never waits for the host; before saving, they are all read.
+        at_end = position >= stream.limit
+        save_now = at_end or (settings.save_every and step % settings.save_every == 0)
+        eval_now = held_out is not None and (at_end or bool(settings.eval_every and step % settings.eval_every == 0))
+        late = pending.pop() if not (save_now or eval_now) else None
+        asked = settle()
+        if late is not None:
+            pending.append(late)
+        if eval_now and held_out is not None:
+            phase.name = "evaluation"
+            result = evaluation.evaluate(engine, held_out, placement, device)
+            final_loss = result.loss
+            better = state.best_loss is None or result.loss < state.best_loss
+            state = checkpoint.State(
+                **{
+                    **state.__dict__,
+                    "best_loss": result.loss if better else state.best_loss,
+                    "bad_evaluations": 0 if better else state.bad_evaluations + 1,
+                }
+            )
+            progress.evaluation(step, result)
+            if settings.num_generations:
+                phase.name = "generation"
+                evaluation.generate(engine, held_out, settings, folder, step)
+            if settings.patience and state.bad_evaluations >= settings.patience:
+                outcome, save_now = "stopped-early", True
+            save_now = save_now or (better and bool(settings.save_every))
+        if asked:
+            outcome, save_now = "stopped", True
+        if save_now:
+            phase.name = "saving"
+            if asked:
+                settle()
+            saved = _save(engine, settings, state, adapters=adapters, needed=size, last=at_end or outcome != "finished")
+            if saved is not None:
+                if state.bad_evaluations == 0 and state.best_loss is not None:
+                    best_folder = saved
+                if rank == 0:
+                    checkpoint.prune(settings.output, keep=settings.keep, best=best_folder)
+        if eval_now or save_now:
+            meter.pause()
+        if outcome != "finished":
+            break
+    settle()
+
+    if outcome == "finished" or outcome == "stopped-early":
+        phase.name = "export"
+        written = export.export(engine, recipe, settings, folder)
+        if written is not None:
+            progress.say(f"model in {written}")
+    facts = {"step": step, "position": position, "num_tokens": tokens, "loss": progress.last_loss, "eval_loss": final_loss}
+    receipt.write(settings.output, plan_file, settings, meter, outcome, facts)
+    progress.end(outcome)
+    dist.barrier()
+    return 0
+
+
+def _save(engine: Any, settings: TrainSettings, state: checkpoint.State, *, adapters: bool, needed: int, last: bool) -> str | None:
+    """Save; without room for it, a run goes on to try again later, unless this is the last chance."""
+    problem: list[UserError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            checkpoint.check_space(settings.output, needed)
+        except UserError as error:
+            problem = [error]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is None:
+        return checkpoint.save(engine, settings.output, state, adapters=adapters)
+    if last:
+        raise problem[0]
+    if dist.get_rank() == 0:
+        sys.stderr.write(f"warning[disk-full]: not saved at step {state.step}: {problem[0].what}\n")
+    return None
+
+
+def _sent(known: Pending, device: torch.device) -> Pending:
+    """The step's figures on their way to the host."""
+    values, norm, arrived = known.values, known.grad_norm, None
+    if device.type == "cuda":
+        values = values.to("cpu", non_blocking=True)
+        norm = norm.detach().to("cpu", non_blocking=True) if isinstance(norm, torch.Tensor) else norm
+        arrived = torch.cuda.Event()
+        arrived.record()
+    return known._replace(values=values, grad_norm=norm, arrived=arrived)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _rows(stream: Stream, done: Pending) -> list[dict[str, Any]]:
+    """The rows of a step, of all ranks, and where they came from."""
+    rows = [int(row) for at in range(done.first, done.position) for row in stream.rows_at(at)]
+    return [{"row": row, "source": stream.data.place(row)} for row in rows]
+
+
+def _another_run(found: checkpoint.Found) -> UserError:
+    return UserError(
+        "the checkpoint is of another run: its data, packing, sequence length or seed differ",
+        code="other-run",
+        where=found.folder,
+        why="its position would mean other rows here",
+        hint="name another --output, say --resume never, or --allow other-run to take weights and optimizer only as they are",
+    )

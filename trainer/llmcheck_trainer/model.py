@@ -1,0 +1,229 @@
+"""The plan's model on a device, in the order of allocations that the plan was simulated with.
+
+Construction in the model's own type straight on the device (under ZeRO-3 in pieces, as each module appears), weights copied in place,
+then adapters. Nothing is initialised that a checkpoint fills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
+
+from llmcheck.errors import UserError, did_you_mean
+from llmcheck.types import LoraSpec, ModelSpec, TrainingRecipe
+from llmcheck_trainer import bloom, loss, weights
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def build_model(spec: ModelSpec, recipe: TrainingRecipe, device: torch.device, *, folder: str | None) -> Any:
+    """The model, ready for build_engine: weights from `folder` (None: memory as it comes, for measurements), adapters, checkpointing.
+
+    Raises UserError when the folder's model is another one, a package is missing, or an adapter would match nothing.
+    """
+    config = build_config(spec, recipe, folder)
+    if recipe.loss == "liger":
+        _apply_liger(spec.family)
+    if recipe.method == "qlora":
+        model = _quantised(config, recipe, device, folder)
+    else:
+        model = _constructed(config, recipe, device)
+        if folder is not None:
+            weights.load(model, folder)
+    own_attention = spec.family == "bloom" and recipe.attention == "sdpa"
+    if own_attention:
+        bloom.install(model)
+    loss.install(model, recipe.loss, own_forward=own_attention)
+    if recipe.lora is not None:
+        model = _adapted(model, recipe.lora, recipe, device)
+    if recipe.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if recipe.lora is not None:
+            model.enable_input_require_grads()
+    model.train()
+    return model
+
+
+def build_config(spec: ModelSpec, recipe: TrainingRecipe, folder: str | None) -> Any:
+    """The configuration: the folder's, which must say what the plan says, else the plan's."""
+    planned = {key: value for key, value in spec.config.items() if key != "model_type"}
+    if folder is None:
+        config = AutoConfig.for_model(spec.family, **planned)
+    else:
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError) as reason:
+            raise UserError(
+                f"{folder} has no usable config.json", code="weights", where="--weights", why=str(reason).splitlines()[0][:300]
+            ) from reason
+        _compare(spec, planned, config, folder)
+    eager = recipe.attention == "eager" or spec.family == "bloom"  # BLOOM's class knows no other; bloom.install brings SDPA
+    config._attn_implementation = "eager" if eager else {"sdpa": "sdpa", "flash": "flash_attention_2"}[recipe.attention]
+    config.use_cache = False
+    return config
+
+
+def _compare(spec: ModelSpec, planned: dict[str, Any], config: Any, folder: str) -> None:
+    if config.model_type != spec.family:
+        raise UserError(
+            f"the weights are of a {config.model_type} model, the plan is for {spec.family}",
+            code="weights-model",
+            where=folder,
+            hint="plan with `--model` set to this folder, or name the right one with --weights",
+        )
+    for key, value in planned.items():
+        found = getattr(config, key, value)
+        if isinstance(value, (int, float, str)) and isinstance(found, (int, float, str)) and found != value:
+            raise UserError(
+                f"the weights are of another model than the plan's: {key} is {found!r}, the plan has {value!r}",
+                code="weights-model",
+                where=f"{folder}/config.json",
+                hint="plan with `--model` set to this folder",
+            )
+
+
+def _constructed(config: Any, recipe: TrainingRecipe, device: torch.device) -> Any:
+    dtype = DTYPES[recipe.precision]
+    config.dtype = dtype
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with no_init_weights(), _place(recipe, device):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    finally:
+        torch.set_default_dtype(before)
+    model.tie_weights()  # no_init_weights leaves this out with the rest of the initialisation
+    return model
+
+
+def _place(recipe: TrainingRecipe, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Where modules come into being: on the device, or cut into this rank's part at once."""
+    if recipe.zero_stage == 3:
+        import deepspeed
+
+        return deepspeed.zero.Init(config_dict_or_path=dict(recipe.deepspeed))
+    return device
+
+
+def _apply_liger(family: str) -> None:
+    try:
+        import liger_kernel.transformers as liger
+    except ImportError as reason:
+        raise UserError(
+            "the plan wants Liger kernels, and the package is not installed",
+            code="missing-package",
+            where="recipe.loss: liger",
+            hint='pip install "llmcheck[fast]", or plan with --loss chunked',
+        ) from reason
+    name = f"apply_liger_kernel_to_{family.removesuffix('_text') if family == 'gemma3_text' else family}"
+    if not hasattr(liger, name):
+        raise UserError(f"Liger has no kernels for {family}", code="liger", where="recipe.loss", hint="plan with --loss chunked")
+    getattr(liger, name)()
+
+
+def _quantised(config: Any, recipe: TrainingRecipe, device: torch.device, folder: str | None) -> Any:
+    """NF4 weights through transformers and bitsandbytes, each layer packed as soon as its weight is on the device."""
+    import peft
+    import transformers.modeling_utils
+    from transformers import BitsAndBytesConfig
+
+    if recipe.zero_stage == 3:
+        raise UserError(
+            "QLoRA does not run with ZeRO-3", code="conflict", where="recipe", why="DeepSpeed cannot gather 4-bit weights", hint="--zero 2"
+        )
+    if folder is None:
+        raise UserError("QLoRA needs the weights that it packs", code="weights", where="--weights")
+    dtype = DTYPES[recipe.precision]
+    # It would reserve the unpacked size in one block first, which no estimate contains and no allocation needs.
+    transformers.modeling_utils.caching_allocator_warmup = lambda *_args, **_kwargs: None
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            quantization_config=quantisation,
+            device_map={"": device.index if device.index is not None else str(device)},
+            trust_remote_code=False,
+        )
+    except ImportError as reason:
+        raise UserError(
+            "the plan wants 4-bit weights, and bitsandbytes is not installed",
+            code="missing-package",
+            where="recipe.method: qlora",
+            hint='pip install "llmcheck[fast]", or plan with --method lora',
+        ) from reason
+    return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _adapted(model: Any, spec: LoraSpec, recipe: TrainingRecipe, device: torch.device) -> Any:
+    import peft
+
+    config = peft.LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=target_names(model, spec.targets),
+        task_type="CAUSAL_LM",
+    )
+    heads = (model.get_input_embeddings(), model.get_output_embeddings())
+    if spec.train_embeddings == "modules-to-save":
+        names = [name for name, module in model.named_modules(remove_duplicate=False) if any(module is head for head in heads)]
+        config.modules_to_save = [name.rsplit(".", 1)[-1] for name in names]
+    with _place(recipe, device) if recipe.zero_stage == 3 else contextlib.nullcontext():
+        model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    dtype = DTYPES[recipe.precision]
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    if spec.train_embeddings == "in-place":
+        for head in (model.get_input_embeddings(), model.get_output_embeddings()):
+            getattr(head, "base_layer", head).requires_grad_(True)
+    return model
+
+
+def target_names(model: Any, targets: str) -> list[str]:
+    """The last names of the layers that get adapters: every linear layer but the head, those within attention, or the names given."""
+    head = model.get_output_embeddings()
+    linear = {
+        name: module for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    }
+    if targets == "all-linear":
+        return sorted({name.rsplit(".", 1)[-1] for name in linear})
+    if targets == "attention":
+        inside = tuple(name + "." for name, module in model.named_modules() if "attention" in type(module).__name__.lower())
+        return sorted({name.rsplit(".", 1)[-1] for name in linear if name.startswith(inside)})
+    names = [name.strip() for name in targets.split(",") if name.strip()]
+    known = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))})
+    for name in names:
+        if name.rsplit(".", 1)[-1] not in known:
+            raise UserError(
+                f"no module of {model.config.model_type} is called {name!r}",
+                code="lora-targets",
+                where="recipe.lora.targets",
+                why="LoRA would match nothing there",
+                hint=did_you_mean(name, known) or "linear layers of this model: " + ", ".join(known),
+            )
+    return names
+
+
+def find_weights(spec: ModelSpec, given: str) -> str:
+    """The folder of the weights: the one given, else the plan's own folder, else the Hub's. Raises UserError where nothing is named."""
+    if given:
+        return weights.find_folder(given)
+    place = os.path.dirname(spec.source) if spec.source.endswith(".json") else spec.source
+    if os.path.isdir(place):
+        return place
+    if spec.hub_id:
+        return weights.find_folder(spec.hub_id)
+    raise UserError(
+        f"where are the weights of {spec.name}?", code="weights", where="--weights", why="the plan names neither a folder nor a Hub name"
+    )

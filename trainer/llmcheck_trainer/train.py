@@ -1,0 +1,47 @@
+"""Run a plan: ``python -m llmcheck_trainer.train --plan plan.json --data FOLDER --output FOLDER``, once per GPU.
+
+A launcher (deepspeed, torchrun) starts it with RANK, WORLD_SIZE and LOCAL_RANK set. The plan's environment is set here, before torch is
+imported, since the launchers pass only some variables on to other nodes and PyTorch's allocator reads its own only once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from llmcheck import planfile
+from llmcheck.errors import UserError
+from llmcheck_trainer import settings as command_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; returns the exit code: 0 done, 1 the run had to stop (out of memory, NaN), 2 bad input."""
+    try:
+        path, settings = command_line.parse(sys.argv[1:] if argv is None else argv)
+        plan_file = planfile.read(path)
+        for name, value in plan_file.launch.env.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from llmcheck_trainer import loop  # torch is imported here, after the environment is set
+
+        code = loop.run(plan_file, path, settings)
+        loop.leave()
+        return code
+    except UserError as error:
+        complain(error)
+        return error.exit_code
+
+
+def complain(error: UserError) -> None:
+    """Print the error as `llmcheck` prints it, with the rank that it is from."""
+    rank = os.environ.get("RANK", "0")
+    lines = [f"error[{error.code}] (rank {rank}): {error.what}"]
+    lines += [f"  {label}: {text}" for label, text in (("where", error.where), ("why", error.why), ("hint", error.hint)) if text]
+    text = "".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) + "\n" for line in lines)
+    sys.stderr.write(text)  # in one piece, so that ranks do not interleave
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
