@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -164,8 +165,8 @@ class _Gigatoken:
     def __init__(self, serialized: str) -> None:
         import gigatoken
 
-        load: Any = gigatoken.Tokenizer.from_json
-        self._make: Callable[[], Any] = lambda: load(serialized)
+        make: Callable[[str], Any] = gigatoken.Tokenizer.from_json
+        self._make = partial(make, serialized)
         self._own: Any = self._make()
         self._fresh_bytes = _resident_bytes()
 
