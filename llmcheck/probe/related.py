@@ -60,8 +60,12 @@ def _mismatches(known: Facts, result: Facts) -> None:
     name = "train.ds_mismatches"
     if "ds_config" not in known.subjects:
         return
-    if _value(known, "train.framework") not in _HF:
-        result.could_not(name, "the trainer is none that compares the two")
+    framework = _value(known, "train.framework")
+    if framework == "belle-v1":  # it builds its own configuration and compares nothing
+        result.absent(name)
+        return
+    if framework not in _HF:
+        result.could_not(name, "the trainer is not known")
         return
     defaults = _table("train_keys.toml")["default"]
     found: list[str] = []
@@ -129,6 +133,9 @@ def _global_batch(known: Facts, result: Facts) -> None:
     """Sequences of one optimizer step over all processes."""
     name = "train.global_batch_size"
     micro, accum = known.get("train.per_device_train_batch_size"), known.get("train.gradient_accumulation_steps")
+    if not known.subjects & {"launcher", "plan"}:
+        result.absent(name)
+        return
     processes = _value(known, "launcher.num_processes")
     if processes is None:
         processes = _value(known, "plan.num_gpus")

@@ -48,14 +48,16 @@ def facts(path: str) -> Facts:
             hint=hint or "give the file or script that the training is started with",
         )  # fmt: skip
     result.close("train.", Location(uri=path))
+    shared = _tables()["shared"].get(framework)
     for keys, value in settings_file.walk(settings.values):
         if all(_PLAIN_KEY.fullmatch(key) for key in keys):
             place = Location(uri=path, line=settings.lines.get(keys))
-            result.put("train." + ".".join(keys), sorted(value) if isinstance(value, dict) else value, place)
+            own = "" if shared is None or keys[0] in shared else f"{framework}."
+            result.put(f"train.{own}" + ".".join(keys), sorted(value) if isinstance(value, dict) else value, place)
     _text_numbers(result, framework)
     first = next((settings.lines[name,] for name in settings.repeated if (name,) in settings.lines), None)
     result.put("train.repeated_keys", settings.repeated[:_MAX_LISTED] or None, Location(uri=path, line=first))
-    _common(result, framework, path)
+    _common(result, framework)
     return result
 
 
@@ -100,7 +102,7 @@ def _of_script(path: str) -> Facts:
         values = [value_of(word.text or "") for word in words]
         result.put(f"train.{name}", True if not values else values[0] if len(values) == 1 else values,
                    Location(uri=path, line=launch.lines[name]))  # fmt: skip
-    _common(result, framework or "unknown", path)
+    _common(result, framework or "unknown")
     return result
 
 
@@ -159,11 +161,11 @@ def _text_numbers(result: Facts, framework: str) -> None:
     result.put("train.text_numbers", (found or None) if framework == "transformers" else None, place)
 
 
-def _common(result: Facts, framework: str, path: str) -> None:
+def _common(result: Facts, framework: str) -> None:
     """The names that rules use, for what the trainer calls otherwise."""
-    result.put("train.framework", framework, Location(uri=path))
+    result.put("train.framework", framework)  # without a place: findings point at the setting itself
     for theirs, ours in _tables()["alias"].get(framework, {}).items():
-        fact = result.known.get(f"train.{theirs}")
+        fact = result.known.get(f"train.{theirs}") or result.known.get(f"train.{framework}.{theirs}")
         if fact is not None and f"train.{ours}" not in result.known:
             result.known[f"train.{ours}"] = fact
         elif (why := result.unreadable.get(f"train.{theirs}")) is not None:
@@ -197,15 +199,14 @@ def _method(result: Facts, framework: str) -> None:
     names = ("use_lora", "use_peft", "lora_r", "lora_rank", "finetuning_type", "adapter", "use_int8_training", "load_in_4bit", "lora_dim")
     source = next((fact for name in names if (fact := result.known.get(f"train.{name}")) is not None), None)
     place = source.location if source is not None else None
-    quantised = any(_value(result, name) for name in ("load_in_4bit", "load_in_8bit", "quantization_bit", "use_int8_training"))
-    lora = "qlora" if quantised else "lora"
+    lora = "qlora" if _value(result, "load_in_4bit") is True or _value(result, "quantization_bit") == 4 else "lora"
     method: str | None = None
     if framework == "llamafactory":
         kind = _value(result, "finetuning_type") or "lora"  # its default
         method = lora if kind == "lora" else str(kind)
     elif framework == "axolotl":
         adapter = _value(result, "adapter")
-        method = "full" if adapter is None else lora if adapter in ("lora", "qlora") else str(adapter)
+        method = "full" if adapter is None else lora if adapter == "lora" else str(adapter)
     elif framework == "belle-v1":
         dim = _value(result, "lora_r")
         method = "lora" if isinstance(dim, int) and dim > 0 else "full"
