@@ -187,7 +187,7 @@ class RowScan:
             self._format = "messages" if role_key == "role" else "sharegpt"
         prompts: list[str] = []
         answers: list[str] = []
-        before = ""
+        before = last = ""
         supervised = False
         for place, turn in enumerate(turns):
             if type(turn) is not dict:
@@ -207,8 +207,9 @@ class RowScan:
                 blank = not text and not turn.get("tool_calls") and not turn.get("function_call")
             self._turn(role, before, place, blank, line)
             supervised = supervised or (role == "assistant" and not blank)
-            before = role
-        if before != "assistant":
+            before = before if role == "system" else role
+            last = role
+        if last != "assistant":
             self.note("last_not_assistant", line)
         if not supervised:
             self.note("unsupervised", line)
@@ -218,7 +219,7 @@ class RowScan:
         if role == "assistant":
             if blank:
                 self.note("empty_answers", line)
-            if before in ("", "system"):
+            if not before:
                 self.note("begins_with_assistant", line)
             elif before == "assistant":
                 self.note("role_order", line)
@@ -263,7 +264,7 @@ class RowScan:
         for text in answers:
             if len(text) < 12 and text.strip().lower() in _PLACEHOLDERS:
                 self.note("placeholders", line)
-            if text[-1:].isspace():
+            if text[-1:].isspace() and not text.isspace():
                 self.note("trailing_space", line)
 
     def _length(self, line: int, whole: str, prompts: list[str]) -> None:

@@ -24,8 +24,12 @@ _STAGE3_SIZES = (
     "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters",
     "stage3_max_reuse_distance",
 )  # fmt: skip
-# Conflicts that have rules of their own, by the key that checking.py names.
-_OWN_RULES = ("fp16.enabled", "zero_optimization.offload_param", "zero_optimization.offload_optimizer")
+# Conflicts that have rules of their own: the key that checking.py names, and how it begins to say what is wrong.
+_OWN_RULES = (
+    ("fp16.enabled", ""),
+    ("zero_optimization.offload_param", "needs stage"),
+    ("zero_optimization.offload_optimizer", "needs stage"),
+)
 
 Path = tuple[str, ...]
 
@@ -122,9 +126,13 @@ def _problems(result: Facts, file: _File) -> None:
         return
     conflicts: list[Problem] = []
     checking.own_conflicts(normal, conflicts, [])
-    others = [problem for problem in conflicts if not problem.ours and problem.where not in _OWN_RULES]
+    others = [problem for problem in conflicts if not problem.ours and not _has_rule(problem)]
     _put_problems(result, file, "conflicts", others, _told)
     _derived(result, file, normal)
+
+
+def _has_rule(problem: Problem) -> bool:
+    return any(problem.where == where and problem.what.startswith(start) for where, start in _OWN_RULES)
 
 
 def _told(problem: Problem, with_what: bool = True) -> str:

@@ -96,17 +96,24 @@ def _split(logical: Sequence[tuple[int, str]]) -> Iterator[list[Word]]:
     """The commands of one logical line."""
     command: list[Word] = []
     skip = False  # the file of a redirection
+    depth = 0  # of brackets around a command's output, $(…), or an array
     for word in _words(logical):
-        if word.raw and set(word.raw) <= set("<>&|;()"):
+        operator = bool(word.raw) and set(word.raw) <= set("<>&|;()")
+        if depth:
+            depth += word.raw.count("(") - word.raw.count(")") if operator else 0
+            if depth <= 0 and word.raw[word.raw.rfind(")") + 1 :]:  # ");": the command ends as well
+                yield command
+                command = []
+            depth = max(0, depth)
+        elif operator:
             if "<" in word.raw or ">" in word.raw:
                 skip = True
                 if command and command[-1].raw in ("1", "2"):
                     command.pop()
                 continue
-            if word.raw == "(" and command and command[-1].raw.endswith("$"):  # $(…): the word before is not known
-                continue
-            if word.raw == "(" and command and command[-1].raw.endswith("="):  # an array
-                command[-1] = Word(raw=command[-1].raw + "$", text=None, line=word.line)
+            if word.raw[0] == "(" and command and command[-1].raw.endswith(("$", "=")):
+                command[-1] = Word(raw=command[-1].raw.rstrip("$") + "$(", text=None, line=word.line)
+                depth = max(0, word.raw.count("(") - word.raw.count(")"))
                 continue
             if command:
                 yield command

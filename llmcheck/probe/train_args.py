@@ -7,6 +7,7 @@ what tells the trainers apart are data (data/train_keys.toml).
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -134,8 +135,8 @@ def value_of(text: str) -> Any:
         return None if text != "none" else text
     if re.fullmatch(r"[-+]?\d{1,18}", text):
         return int(text)
-    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?", text) and len(text) < 40:
-        return float(text)
+    if re.fullmatch(r"[-+]?(\d{1,18}(\.\d{0,18})?|\.\d{1,18})([eE][-+]?\d{1,3})?", text) and math.isfinite(number := float(text)):
+        return number
     if text[:1] in "{[" and text[-1:] in "}]":
         try:
             value = json.loads(text)
