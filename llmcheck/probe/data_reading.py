@@ -191,7 +191,7 @@ class _Progress:
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
             columns = (TextColumn("reading {task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
             self._task = self._bar.add_task(ascii(os.path.basename(self._path))[1:-1][:60], total=self._total)
             self._bar.start()
         if self._bar is not None:

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmcheck.dsconfig.fields import TOP
 from llmcheck.errors import UserError
 from llmcheck.probe import ds_config
 from llmcheck.probe.key_lines import key_lines
 from llmcheck.rules.facts import ABSENT, Facts, load_registry
+from llmcheck.rules.load import load_shipped
 
 REGISTRY = load_registry()
 
@@ -179,3 +181,15 @@ def test_key_lines_agree_with_the_document(config: dict[str, Any]) -> None:
     assert {path[0] for path in lines} == set(config)
     for path, number in lines.items():
         assert json.dumps(path[-1]) in text.splitlines()[number - 1]
+
+
+def test_rules_name_only_keys_that_deepspeed_has() -> None:
+    (pack,) = load_shipped(REGISTRY, ["configuration"])
+    names = {name for rule in pack.rules for name in rule.facts() if name.startswith("ds.") and name not in REGISTRY.kinds}
+    wrong = []
+    for name in sorted(names):
+        spec: Any = TOP
+        for key in name.split(".")[1:]:
+            spec = spec.get(key) if isinstance(spec, dict) else spec if spec.kind in ("dict", "any") else None
+        wrong += [name] if spec is None else []
+    assert wrong == []
