@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from benchmarks.report import header, table, write
 from llmcheck import __version__
 
 TIME_BAR_S, MEMORY_BAR_BYTES, FLAT_FRACTION = 150.0, 1 << 30, 0.10  # at two million rows; growth from the fewest to the most rows
-_POLL_S = 0.05
+_POLL_S = 0.1
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<s>' + message['role'] + '\n' + message['content'] | trim + '</s>' + '\n' }}{% endfor %}"
@@ -35,16 +36,17 @@ class Run:
     """One preparation: what was measured, and its manifest."""
 
     time_s: float
+    cpu_s: float  # of all processes; unlike the time it hardly depends on what else runs
     peak_bytes: int
     load: float
     manifest: dict[str, Any]
 
 
 def prepare(data: Path, tokenizer: Path, out: Path, *, template: str, fast: str) -> Run:
-    """Prepare `data` in processes of their own; the peak is of the sum of their resident memory, looked at every 50 ms."""
+    """Prepare `data` in processes of their own; the peak is of the sum of their resident memory, looked at every 100 ms."""
     command = [sys.executable, "-m", "llmcheck", "data", "prepare", str(data), "--tokenizer", str(tokenizer), "--seq-len", "1024"]
     command += ["--out", str(out), "--template", template, "--fast", fast, "--format", "json"]
-    load, start, peak = os.getloadavg()[0], time.perf_counter(), 0
+    load, start, peak, before = os.getloadavg()[0], time.perf_counter(), 0, _children_s()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         peak = max(peak, tree_bytes(process.pid))
@@ -52,7 +54,12 @@ def prepare(data: Path, tokenizer: Path, out: Path, *, template: str, fast: str)
     took = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} exited with {process.returncode}")
-    return Run(took, peak, load, json.loads((out / "manifest.json").read_text(encoding="utf-8")))
+    return Run(took, _children_s() - before, peak, load, json.loads((out / "manifest.json").read_text(encoding="utf-8")))
+
+
+def _children_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def tree_bytes(root: int) -> int:
@@ -110,7 +117,7 @@ def report(results: list[tuple[str, int, Run]], folder: Path) -> None:
     lines += [
         f"Rows are made up: words by Zipf's law over {made.NUM_WORDS:,} made-up words, {made.CHINESE_SHARE:.0%} Chinese characters; the",
         "tokenizer is a byte-level BPE of 32,000 tokens trained on other such rows. Real text repeats its words in other ways. Time is of",
-        "the whole command; memory the sum over its processes every 50 ms (shared pages counted for each); load the machine's before.",
+        "the whole command; memory the sum over its processes every 100 ms (shared pages counted for each); load the machine's before.",
         "",
     ]
     cells = []
@@ -118,8 +125,10 @@ def report(results: list[tuple[str, int, Run]], folder: Path) -> None:
         size, tokens = (folder / f"{number}.jsonl").stat().st_size, run.manifest["num_tokens"]
         rates = (f"{number / run.time_s:,.0f}", f"{tokens / run.time_s / 1e6:.2f}")
         usage = (f"{run.peak_bytes / 2**20:.0f}", f"{run.load:.1f}")
-        cells.append((name, f"{number:,}", f"{size / number:.0f}", f"{tokens / 1e6:.0f}", f"{run.time_s:.1f}", *rates, *usage))
-    lines += table(("way", "rows", "B a row", "Mtokens", "s", "rows/s", "Mtok/s", "peak MiB", "load"), cells)
+        cells.append(
+            (name, f"{number:,}", f"{size / number:.0f}", f"{tokens / 1e6:.0f}", f"{run.time_s:.1f}", f"{run.cpu_s:.1f}", *rates, *usage)
+        )
+    lines += table(("way", "rows", "B a row", "Mtokens", "s", "CPU s", "rows/s", "Mtok/s", "peak MiB", "load"), cells)
     lines += [f"- {line}" for line in verdicts(results)]
     print("\n".join(lines))
     write("data", lines)

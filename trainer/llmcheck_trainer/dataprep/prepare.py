@@ -289,7 +289,7 @@ def _judge(settings: Settings, tally: Tally, *, finished: bool) -> None:
         code="data",
         where=f"{first['file']}, row or line {first['line']}" if first else ", ".join(settings.files[:3]),
         why=f"{REASONS[reason]}; {first.get('detail', '')}".rstrip("; ") if first else "the files are empty",
-        hint="nothing was written; mend the rows" + (", or allow more with --max-bad" if limit is not None else "; is --format right?"),
+        hint="nothing was written; mend the rows" + (", or allow more with --max-bad" if limit is not None else "; is --rows-are right?"),
     )
 
 

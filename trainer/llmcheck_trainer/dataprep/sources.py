@@ -164,7 +164,8 @@ def _blocks_of_lines(stream: io.RawIOBase | gzip.GzipFile, first: bytes) -> Iter
 
 
 def _json_lines(stream: io.RawIOBase | gzip.GzipFile, first: bytes, label: str) -> Iterator[Rows]:
-    if first.lstrip().partition(b"\n")[0].strip() == b"{":
+    head, _, rest = first.lstrip().partition(b"\n")
+    if head.strip() == b"{" and rest.lstrip()[:1] == b'"':
         raise UserError(
             f"{label} is one JSON object over several lines",
             code="input",
@@ -299,10 +300,10 @@ def _elements(stream: io.RawIOBase | gzip.GzipFile, first: bytes, label: str) ->
 def _element(window: _Window, number: int, label: str) -> tuple[Any, int]:
     """The value that begins where the window is, and how many characters it took."""
     while True:
-        why = "the file ends in it"
+        why = "no comma follows it"
         try:
             value, end = _DECODER.raw_decode(window.text, window.at)
-            if end < len(window.text) or window.ended:  # a number at the window's end may go on
+            if window.ended or window.text[end : end + 1] in (",", "]", " ", "\n", "\r", "\t"):  # else a number may go on: 0 of 0.5
                 text = window.text[window.at : end]
                 window.at = end
                 return (_half() if has_half_characters(text, value) else value), len(text)

@@ -51,27 +51,35 @@ class Writer:
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._digests = {file: hashlib.sha256() for file in FILES}
         self._files: dict[str, IO[bytes]] = {}
+        self._lock: IO[bytes] | None = None
         self._end = 0  # tokens written
 
     def __enter__(self) -> Writer:
         try:
             os.mkdir(self.scratch)
-            self._lock = open(os.path.join(self.scratch, _LOCK), "wb")
+            self._lock = open(os.path.join(self.scratch, _LOCK), "wb")  # held until the end
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             for name in FILES:
                 self._files[name] = open(os.path.join(self.scratch, name), "wb")
             self._put(OFFSETS, np.zeros(1, dtype="<i8"))
-        except OSError as reason:
-            raise _cannot(self._out, reason) from reason
+        except BaseException as reason:
+            self._clear()
+            if isinstance(reason, OSError):
+                raise _cannot(self._out, reason) from reason
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        """Close everything and remove what is left of the scratch folder."""
         for file in self._files.values():
             with suppress(OSError):  # a full disk, which was told already
                 file.close()
-        if os.path.isdir(self.scratch):
-            shutil.rmtree(self.scratch, ignore_errors=True)
-        self._lock.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
 
     def add(
         self, tokens: NDArray[np.uint32], supervised: NDArray[np.uint8], lengths: NDArray[np.int64], sources: NDArray[np.int64]

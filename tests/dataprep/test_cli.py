@@ -1,0 +1,234 @@
+"""`llmcheck data` as a command: answers, bad input, missing packages, and a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmcheck_trainer.dataprep import store
+
+Run = Callable[..., Any]
+Rows = Callable[..., Path]
+GOOD = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
+
+
+@pytest.fixture
+def prepare(llmcheck: Run, tokenizer_folder: Path, tmp_path: Path) -> Run:
+    def call(*words: str) -> Any:
+        common = [
+            "--tokenizer",
+            str(tokenizer_folder),
+            "--seq-len",
+            "64",
+            "--out",
+            str(tmp_path / "out"),
+            "--template",
+            "belle",
+            "--fast",
+            "off",
+        ]
+        return llmcheck("data", "prepare", *words, *[word for word in common if not ({word} & set(words))])
+
+    return call
+
+
+def test_prepare_and_show(prepare: Run, llmcheck: Run, jsonl: Rows, tmp_path: Path) -> None:
+    path = jsonl(GOOD, "{", {**GOOD, "output": "Red."})
+    outcome = prepare(str(path))
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert f"2 rows of 3, {26} tokens"[:11] in outcome.stdout
+    assert f"{path}:2  " in outcome.stdout
+    assert "1 bad: not JSON" in outcome.stdout
+    shown = llmcheck("data", "show", str(tmp_path / "out"), "--line", "3")
+    assert (shown.code, shown.stderr) == (0, "")
+    assert "⟦Red.</s>⟧" in shown.stdout
+    assert "Blue" not in shown.stdout
+
+
+def test_show_in_colour(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    prepare(str(jsonl(GOOD)))
+    shown = llmcheck("data", "show", str(tmp_path / "out"), env={"FORCE_COLOR": "1"})
+    assert "\x1b[2mHuman: \x1b[0m" in shown.stdout
+    assert "\x1b[32mBlue.</s>\x1b[0m" in shown.stdout
+
+
+def test_text_of_rows_cannot_drive_the_terminal(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    outcome = prepare(str(jsonl({**GOOD, "output": "\x1b[2J\x1b]0;x\x07"}, {"a\x1b[2J": 1}, GOOD)))
+    shown = llmcheck("data", "show", str(tmp_path / "out"))
+    assert (outcome.code, shown.code) == (0, 0)
+    assert "\x1b" not in outcome.stdout + shown.stdout
+    assert "\\x1b[2J" in shown.stdout
+
+
+def test_json_for_programs(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    manifest = json.loads(prepare(str(jsonl(GOOD)), "--format", "json").stdout)
+    assert manifest["schema"] == "llmcheck.data/1"
+    shown = json.loads(llmcheck("data", "show", str(tmp_path / "out"), "--row", "0", "--format", "json").stdout)
+    assert shown["manifest"] == manifest
+    (row,) = shown["rows"]
+    assert (row["line"], len(row["ids"]), [part["learnt"] for part in row["parts"]]) == (1, manifest["num_tokens"], [False, True])
+
+
+def test_the_second_time_it_says_so(prepare: Run, jsonl: Rows) -> None:
+    path = str(jsonl(GOOD))
+    prepare(path)
+    assert "nothing has changed" in prepare(path).stdout
+
+
+def test_files_may_stand_between_options(llmcheck: Run, jsonl: Rows, tokenizer_folder: Path, tmp_path: Path) -> None:
+    first, second = str(jsonl(GOOD, name="a.jsonl")), str(jsonl(GOOD, name="b.jsonl"))
+    words = [
+        "data",
+        "prepare",
+        "--model",
+        str(tokenizer_folder),
+        first,
+        "--seq-len",
+        "64",
+        second,
+        "--template",
+        "belle",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert llmcheck(*words).stdout.splitlines()[1].startswith("2 rows of 2")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data"], "error[usage]:"),
+        (["data", "make"], "error[usage]: llmcheck data cannot be 'make'"),
+        (["data", "prepare"], "error[usage]: which files? none is named"),
+        (["data", "prepare", "x.jsonl"], "error[usage]: --tokenizer is missing"),
+        (["data", "prepare", "x.jsonl", "--tokenizer", "t", "--out", "o"], "error[usage]: --seq-len is missing"),
+        (
+            ["data", "prepare", "x.jsonl", "--tokenizer", "t", "--out", "o", "--seq-len", "x"],
+            "error[usage]: --seq-len needs a whole number",
+        ),
+        (["data", "prepare", "x.jsonl", "--tokenizer", "t", "--out", "o", "--seq-len", "9", "--date", "x"], "error[usage]: --date needs"),
+        (
+            ["data", "prepare", "nowhere.jsonl", "--tokenizer", "t", "--out", "o", "--seq-len", "9"],
+            "error[unreadable]: cannot read the data file",
+        ),
+        (["data", "prepare", "nowhere.jsonl", "--tokenizer", "t", "--out", "a/b/o", "--seq-len", "9"], "error[output]: cannot write a/b/o"),
+        (["data", "show"], "error[usage]: data show takes one folder"),
+        (["data", "show", "nowhere"], "error[data]: no prepared data at nowhere"),
+        (["data", "show", "."], "error[data]: no prepared data in ."),
+        (["data", "show", "x", "--row", "1", "--line", "1"], "error[conflict]: --row and --line"),
+    ],
+)
+def test_bad_usage_exits_2_without_a_traceback(llmcheck: Run, tmp_path: Path, words: list[str], message: str) -> None:
+    outcome = llmcheck(*words, cwd=tmp_path)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert outcome.stderr.startswith(message)
+    assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "code"),
+    [
+        (b"", "x.jsonl", 2), (b"\x00\xff" * 50, "x.jsonl", 2), (b"[" * 100_000, "x.json", 2), (b"[{]", "x.json", 2),
+        (b"{}\n" * 9, "x.jsonl", 2), (b"PAR1junk", "x.parquet", (2, 3)), (b"ARROW1junk", "x.arrow", (2, 3)),
+        (b"\x1f\x8bjunk", "x.jsonl.gz", 2), (b'"a"\n1\nnull\n', "x.jsonl", 2),
+    ],
+)  # fmt: skip
+def test_bad_data_exits_2_without_a_traceback(prepare: Run, tmp_path: Path, content: bytes, name: str, code: Any) -> None:
+    (tmp_path / name).write_bytes(content)
+    outcome = prepare(str(tmp_path / name))
+    assert outcome.code in (code if isinstance(code, tuple) else (code,))
+    assert outcome.stderr.startswith("error[")
+    assert "Traceback" not in outcome.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_row_is_told(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    prepare(str(jsonl(GOOD)))
+    for words, message in (
+        (["--row", "5"], "no row 5"),
+        (["--line", "9"], "nothing was made of line 9"),
+        (["--line", "x:1"], "not made of x"),
+    ):
+        outcome = llmcheck("data", "show", str(tmp_path / "out"), *words)
+        assert (outcome.code, message in outcome.stderr) == (2, True)
+
+
+def test_damaged_data_is_not_shown(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    prepare(str(jsonl(GOOD)))
+    with (tmp_path / "out" / "tokens.bin").open("ab") as file:
+        file.write(b"x")
+    outcome = llmcheck("data", "show", str(tmp_path / "out"))
+    assert (outcome.code, outcome.stderr.splitlines()[0]) == (2, "error[data]: the prepared data is damaged")
+
+
+def test_missing_packages_exit_3_with_the_extra_to_install(prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    """Plays an interpreter without the package tokenizers."""
+    code = (
+        "import importlib.util, sys\nreal = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'tokenizers' else real(name, *rest)\n"
+        "from llmcheck_trainer.dataprep.__main__ import main\nsys.exit(main(['{}']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 3
+    assert 'pip install "llmcheck[data]"' in done.stderr
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """The command in a session of its own, so that it can be killed with all its processes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "llmcheck", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def wait_for_scratch(folder: Path) -> Path:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for path in folder.glob(".out.*.part"):
+            if (path / "tokens.bin").exists() and (path / "tokens.bin").stat().st_size > 0:
+                return path
+        time.sleep(0.002)
+    raise AssertionError("it wrote nothing")
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_kill_in_the_middle_leaves_nothing_that_is_believed(
+    prepare: Run, jsonl: Rows, tokenizer_folder: Path, tmp_path: Path, sign: int
+) -> None:
+    path = jsonl(*[{**GOOD, "output": "Blue, green and red. " * 200}] * 6000)
+    arguments = ["data", "prepare", str(path), "--tokenizer", str(tokenizer_folder), "--seq-len", "64", "--out", str(tmp_path / "out")]
+    process = start([*arguments, "--template", "belle", "--fast", "off"])
+    scratch = wait_for_scratch(tmp_path)
+    os.killpg(process.pid, sign)
+    code = process.wait(timeout=60)
+    assert b"Traceback" not in process.communicate()[1]
+    assert not (tmp_path / "out").exists()
+    assert not (scratch / "manifest.json").exists()
+    if sign == signal.SIGINT:
+        assert code == 130
+    if sign != signal.SIGKILL:
+        assert not scratch.exists()
+    small = jsonl(GOOD)
+    outcome = prepare(str(small))
+    assert (outcome.code, "written" in outcome.stdout) == (0, True)
+    assert not scratch.exists()
+    assert store.is_whole(str(tmp_path / "out"), store.read_manifest(str(tmp_path / "out")))
+
+
+def test_a_killed_worker_is_told(jsonl: Rows, tokenizer_folder: Path, tmp_path: Path) -> None:
+    path = jsonl(*[{**GOOD, "output": "Blue, green and red. " * 200}] * 6000)
+    arguments = ["data", "prepare", str(path), "--tokenizer", str(tokenizer_folder), "--seq-len", "64", "--out", str(tmp_path / "out")]
+    process = start([*arguments, "--template", "belle", "--fast", "off"])
+    wait_for_scratch(tmp_path)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert process.wait(timeout=60) == 2
+    assert b"error[killed]" in process.communicate()[1]

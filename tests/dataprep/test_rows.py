@@ -1,0 +1,109 @@
+"""Rows of the usual shapes to conversations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmcheck_trainer.dataprep.rows import BadRowError, Turn, reader_of
+
+Pairs = list[tuple[str, str]]
+
+
+def pairs(row: Any, form: str = "auto") -> Pairs:
+    return [(turn.role, turn.whole) for turn in reader_of(form)(row).turns]
+
+
+def refusal(row: Any, form: str = "auto") -> tuple[str, str]:
+    with pytest.raises(BadRowError) as caught:
+        reader_of(form)(row)
+    return caught.value.reason, caught.value.detail
+
+
+TWO = [("user", "Q"), ("assistant", "A")]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "Q", "input": "", "output": "A"}, TWO),
+        ({"instruction": "Q", "output": "A"}, TWO),
+        ({"instruction": "Q", "input": None, "output": "A"}, TWO),
+        ({"instruction": "Q", "input": "I", "output": "A"}, [("user", "Q\nI"), ("assistant", "A")]),
+        ({"instruction": "Q", "context": "C", "response": "A"}, [("user", "Q\nC"), ("assistant", "A")]),
+        ({"prompt": "Q", "completion": "A"}, TWO),
+        ({"question": "Q", "answer": "A"}, TWO),
+        ({"system": "S", "instruction": "Q", "output": "A"}, [("system", "S"), *TWO]),
+        ({"instruction": "Q2", "output": "A2", "history": [["Q", "A"]]}, [*TWO, ("user", "Q2"), ("assistant", "A2")]),
+        ({"id": "1", "conversations": [{"from": "human", "value": "Q"}, {"from": "assistant", "value": "A"}]}, TWO),
+        ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "system": "S"}, [("system", "S"), *TWO]),
+        ({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}, TWO),
+        ({"messages": [{"role": "User", "content": [{"type": "text", "text": "Q"}]}, {"role": "assistant", "content": "A"}]}, TWO),
+        (
+            {"messages": [{"role": "developer", "content": "S"}, {"role": "assistant", "content": "A"}]},
+            [("system", "S"), ("assistant", "A")],
+        ),
+    ],
+)
+def test_known_shapes(row: Any, expected: Pairs) -> None:
+    assert pairs(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([1], ("not-an-object", "it is a list")),
+        (None, ("not-an-object", "it is null")),
+        ({}, ("unknown-shape", "its fields: none")),
+        ({"a": 1, "b": 2}, ("unknown-shape", "its fields: 'a', 'b'")),
+        ({"instruction": 1, "output": "A"}, ("not-text", '"instruction" is a number')),
+        ({"instruction": "Q", "output": None}, ("not-text", '"output" is null')),
+        ({"instruction": "Q", "input": {"a": 1}, "output": "A"}, ("not-text", '"input" is an object')),
+        ({"instruction": "Q", "output": " \n"}, ("empty-answer", "")),
+        ({"messages": [{"role": "user", "content": "Q"}]}, ("no-answer", "")),
+        ({"messages": []}, ("no-answer", "")),
+        ({"messages": ["x"]}, ("not-an-object", "turn 1 is a string")),
+        ({"messages": [{"role": "alien\x1b", "content": "Q"}]}, ("unknown-role", "turn 1 is by 'alien\\x1b'")),
+        ({"messages": [{"content": "Q"}]}, ("unknown-role", "turn 1 is by 'None'")),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            ("not-text", "turn 1 has a part that is not text: 'image_url'"),
+        ),
+        ({"text": "  "}, ("empty", "")),
+        ({"text": 5}, ("not-text", '"text" is a number')),
+        ({"instruction": "Q", "output": "A", "history": "no"}, ("not-text", '"history" is not a list of pairs')),
+        ({"messages": [{"role": "assistant", "content": "A"}], "tools": "{"}, ("not-json", '"tools" is text that is not JSON')),
+    ],
+)
+def test_a_bad_row_says_why(row: Any, expected: tuple[str, str]) -> None:
+    assert refusal(row) == expected
+
+
+def test_a_long_key_is_cut_in_the_message() -> None:
+    assert len(refusal({"x" * 10_000: 1})[1]) < 100
+
+
+def test_answers_of_weight_zero_are_not_learnt() -> None:
+    turns = [{"role": "assistant", "content": "A", "weight": 0}, {"role": "assistant", "content": "B", "train": False}]
+    sample = reader_of("messages")({"messages": [*turns, {"role": "assistant", "content": "C", "weight": 1}]})
+    assert [turn.learn for turn in sample.turns] == [False, False, True]
+
+
+def test_of_prompt_and_completion_as_messages_only_the_completion_is_learnt() -> None:
+    prompt = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}, {"role": "user", "content": "Q"}]
+    sample = reader_of("auto")({"prompt": prompt, "completion": [{"role": "assistant", "content": "B"}]})
+    assert [turn.learn for turn in sample.turns if turn.role == "assistant"] == [False, True]
+
+
+def test_tool_calls_are_kept_for_chat_templates() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    sample = reader_of("messages")({"messages": [call], "tools": '[{"name": "f"}]'})
+    assert sample.turns == [Turn("assistant", "", extra={"tool_calls": [{"name": "f"}]}, learn=True)]
+    assert sample.tools == [{"name": "f"}]
+
+
+def test_a_named_shape_takes_no_other() -> None:
+    assert refusal({"text": "x"}, "alpaca")[0] == "unknown-shape"
+    assert refusal({"instruction": "Q", "output": "A"}, "belle")[0] == "unknown-shape"
+    assert refusal({"instruction": "Q", "output": "A"}, "text")[0] == "unknown-shape"
