@@ -171,7 +171,16 @@ def _load(module: str) -> Any:
 def _complain_of(error: UserError) -> None:
     lines = [f"error[{error.code}]: {error.what}"]
     lines += [f"  {label}: {text}" for label, text in (("where", error.where), ("why", error.why), ("hint", error.hint)) if text]
-    complain(lines)
+    complain(_without_secrets(lines))
+
+
+def _without_secrets(lines: list[str]) -> list[str]:
+    """Errors quote files (an address in requirements.txt with its password), and pipelines keep them."""
+    try:
+        from llmcheck.report.redact import hide_secrets
+    except Exception:  # nothing may keep an error from being told
+        return lines
+    return [hide_secrets(line) for line in lines]
 
 
 def _report_bug(bug: Exception, args: list[str]) -> None:

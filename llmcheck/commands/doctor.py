@@ -19,6 +19,8 @@ from llmcheck.files import find_place, write_atomically
 from llmcheck.report import settings as gate_settings
 from llmcheck.report.finding import Finding, Report
 from llmcheck.report.gate import Gate, apply, exit_code
+from llmcheck.report.redact import hide_secrets
+from llmcheck.report.secretless import finding_without_secrets, without_secrets
 from llmcheck.rules.facts import load_registry
 from llmcheck.rules.load import load_all, shipped_codes, shipped_ids
 from llmcheck.rules.rule import CONFIDENCES, Pack
@@ -119,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         from llmcheck.logs.source import Window
 
         report = add_logs(report, logs, packs, gate, today, window=None if args.full else Window(*_WINDOW_BYTES))
-    report = apply(report, gate, today)
+    report = apply(without_secrets(report), gate, today)
     code = exit_code(report, gate)
     code = 0 if code == 1 and args.exit_zero else code
     for output in outputs:
@@ -142,9 +144,9 @@ def _follow(report: Report, path: str, packs: Sequence[Pack], gate: Gate, today:
 
     def tell(findings: Sequence[Finding], notice: str) -> None:
         if notice:
-            complain([f"note: {notice}"])
+            complain([hide_secrets(f"note: {notice}")])
         if findings:
-            emit(report_text.render_findings(findings, where))
+            emit(report_text.render_findings([finding_without_secrets(finding) for finding in findings], where))
 
     results = logs.follow(path, packs, gate, today, tell)
     return logs.with_logs(report, results, packs, gate, today)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmcheck.report.redact import Redactor
+from llmcheck.report.redact import Redactor, hide_secrets
 
 REDACT = Redactor(names=("gpu-node-17.cluster.example", "gpu-node-17", "liwei"))
 
@@ -64,6 +64,29 @@ def test_a_planted_secret_is_gone(secret: str, line: str) -> None:
 )
 def test_what_helps_stays(line: str) -> None:
     assert REDACT(line) == line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pad_token: '<unk>', eos_token='</s>', bos_token = <s>, tokenizer.pad_token_id=0",
+        "Unexpected token: identifier; token: 'abcdefgh'; special tokens: additional_special_tokens=['<|im_end|>']",
+        "use_auth_token=True hub_token=None api_key=null",
+        "git+ssh://git@github.com/team/repo and peft @ git+https://github.com/team/repo@main",
+        "image: pytorch/pytorch:2.6.0-cuda12.4-cudnn9-runtime@sha256:" + "ab" * 8,
+        "max_new_tokens=2048 key=model.layers.0.weight",
+        "export HF_TOKEN=hf_... and log in",
+        "[rank0]:[E1124 02:07:08 ProcessGroupNCCL.cpp:607] OpType=ALLREDUCE",
+        "alice@gpu-node-17 10.24.3.117 /home/liwei/run 0123456789abcdef0123456789abcdef01234567",
+    ],
+)
+def test_reports_keep_what_is_no_secret(line: str) -> None:
+    assert hide_secrets(line) == line
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "token" * 20_000, "https://" * 10_000, "a:" * 50_000, "-_" * 50_000, "--a" * 30_000])
+def test_hiding_does_not_run_away(text: str) -> None:
+    assert hide_secrets(text) == text
 
 
 def test_equal_names_stay_equal() -> None:
