@@ -74,7 +74,7 @@ def assemble(
     kept = num_supervised > 0
     whole = np.bincount(owners[kept], minlength=len(full)) > 0  # a row of which at least one piece is kept
     starts, ends, owners = starts[kept], ends[kept], owners[kept]
-    edges = np.zeros(len(tokens) + 1, dtype=np.int8)
+    edges: Any = np.zeros(len(tokens) + 1, dtype=np.int8)
     np.add.at(edges, starts, 1)
     np.add.at(edges, ends, -1)
     inside = np.cumsum(edges[:-1], dtype=np.int8).astype(bool)
@@ -101,7 +101,7 @@ def _join(
     tails = np.array(batch.tails, dtype=np.int64)
     has_tail = tails != NO_TAIL
     first_of_row = np.concatenate(([0], np.cumsum(np.array(batch.num_segments, dtype=np.int64))))
-    heads = np.zeros(len(counts), dtype=np.int64)
+    heads: Any = np.zeros(len(counts), dtype=np.int64)
     if bos_id is not None and len(batch.bos):
         heads[first_of_row[:-1]] = np.array(batch.bos, dtype=np.int64)
     sizes = heads + counts + has_tail
@@ -112,7 +112,7 @@ def _join(
         shifts = segment_starts[:-1] + heads - text_starts
         tokens[np.arange(len(ids)) + np.repeat(shifts, counts)] = ids
     tokens[segment_starts[1:][has_tail] - 1] = tails[has_tail]
-    supervised = np.repeat(np.array(batch.learnt, dtype=np.uint8), sizes)
+    supervised: Any = np.repeat(np.array(batch.learnt, dtype=np.uint8), sizes)
     begin = segment_starts[:-1][heads > 0]
     if bos_id is not None:
         tokens[begin] = bos_id
@@ -132,7 +132,7 @@ def _spans(
     dropped = long & ~plain if drop_long else np.zeros_like(long)
     pieces = np.where(plain, np.maximum(-(-lengths // seq_len), 1), 1)
     pieces[dropped] = 0
-    owners = np.repeat(np.arange(len(lengths)), pieces)
+    owners: Any = np.repeat(np.arange(len(lengths)), pieces)
     nth = np.arange(len(owners)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     starts = row_starts[:-1][owners] + nth * seq_len
     ends = np.minimum(starts + seq_len, row_starts[1:][owners])
