@@ -153,6 +153,15 @@ class RankEstimate:
     out_of_memory: OutOfMemory | None = None
     runs_at_high: bool = True  # whether it also runs where `peak_reserved_high_bytes` belongs
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether it likely runs without flushes, and runs however far the CPU gets ahead of the GPU."""
+        return self.out_of_memory is None and self.num_alloc_retries == 0 and self.runs_at_high
+
+    def estimate(self) -> RankEstimate:
+        """Itself: a search takes it, or what computes it by and by."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class HostEstimate:

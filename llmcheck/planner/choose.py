@@ -70,7 +70,7 @@ def _nearest_words(searcher: Searcher, method: Method) -> str:
     if not checked:
         return ": its weights and optimizer states alone are more than the GPU has"
     least = min(checked, key=lambda c: c.worst.required_bytes)
-    return f": {least.why}"
+    return f": {searcher.evaluator.why(least)}"
 
 
 def _nearest(searcher: Searcher, per_method: dict[Method, list[Candidate]]) -> Checked:

@@ -15,6 +15,7 @@ from llmcheck.types import (
     HostEstimate,
     MemoryEstimate,
     ModelSpec,
+    OutOfMemory,
     RankEstimate,
     StepTime,
     TrainingRecipe,
@@ -37,10 +38,37 @@ ERROR_FRACTIONS: dict[Evidence, float] = {
 NOTABLE_BYTES = 256 * MIB  # differences between ranks below this stay inside the error band, and the final plan sees them
 
 
-class Simulate(Protocol):
-    """Device memory of one rank: :func:`llmcheck.shadow.run.simulate_rank`."""
+class Outlook(Protocol):
+    """What a search asks of a rank: a :class:`RankEstimate`, or what computes as much of it as is asked for."""
 
-    def __call__(self, model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, *, rank: int = 0) -> RankEstimate:
+    @property
+    def required_bytes(self) -> int:
+        """Smallest GPU (torch's total_memory) that runs it."""
+
+    @property
+    def peak_allocated_bytes(self) -> int:
+        """Over the training steps."""
+
+    @property
+    def process_bytes(self) -> int:
+        """What nvidia-smi shows."""
+
+    @property
+    def out_of_memory(self) -> OutOfMemory | None:
+        """The request that fails."""
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether it likely runs without flushes, and runs however far the CPU gets ahead of the GPU."""
+
+    def estimate(self) -> RankEstimate:
+        """All that there is to know."""
+
+
+class Simulate(Protocol):
+    """Device memory of one rank: :class:`llmcheck.shadow.run.Rank`."""
+
+    def __call__(self, model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, *, rank: int = 0) -> Outlook:
         """Simulate `rank`."""
 
 
@@ -57,9 +85,9 @@ class Tools(NamedTuple):
     def real() -> Tools:
         """The simulation, the host model and DeepSpeed's configuration, imported when first needed."""
         from llmcheck.host import estimate as host
-        from llmcheck.shadow.run import simulate_rank, suspect_ranks
+        from llmcheck.shadow.run import Rank, suspect_ranks
 
-        return Tools(simulate_rank, host, complete, likely_rank, suspect_ranks)
+        return Tools(Rank, host, complete, likely_rank, suspect_ranks)
 
 
 def complete(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -> TrainingRecipe:
@@ -91,11 +119,11 @@ class Checked(NamedTuple):
     """What a search knows of a recipe: the worst rank's memory, the time, the verdict."""
 
     recipe: TrainingRecipe
-    worst: RankEstimate
+    worst: Outlook
     host: HostEstimate
     time: StepTime
     verdict: Verdict
-    why: str  # why it is tight or does not fit; empty when it fits
+    why: str  # why it does not fit or has too little margin; `Evaluator.why` knows the rest
 
 
 class Evaluator:
@@ -116,7 +144,7 @@ class Evaluator:
         self.evidence = _evidence(model, cluster)
         self.error_fraction = ERROR_FRACTIONS[self.evidence]
         self._amount = (num_samples, num_tokens)
-        self._ranks: dict[str, RankEstimate] = {}
+        self._ranks: dict[str, Outlook] = {}
         self._checked: dict[str, Checked] = {}
         self.num_simulations = 0
 
@@ -154,8 +182,8 @@ class Evaluator:
             worst = max(worst, self._simulate(recipe, rank), key=lambda estimate: estimate.required_bytes)
         verdict, why = self.judge(worst, checked.host)
         memory = MemoryEstimate(
-            rank0=rank0,
-            worst=worst,
+            rank0=rank0.estimate(),
+            worst=worst.estimate(),
             host=checked.host,
             evidence=self.evidence,
             error_fraction=self.error_fraction,
@@ -169,7 +197,7 @@ class Evaluator:
             memory=memory,
             time=checked.time,
             verdict=verdict,
-            reasons=(why,) if why else (),
+            reasons=() if verdict == "fits" else (why or _unrest(worst),),
             data=self._data(recipe),
         )
         return replace(plan, findings=findings(plan, self.shape))
@@ -178,8 +206,15 @@ class Evaluator:
         """Remember that another rank of `checked` fails."""
         self._checked[repr(checked.recipe)] = checked._replace(worst=plan.memory.worst, verdict=plan.verdict, why=plan.reasons[0])
 
-    def judge(self, worst: RankEstimate, host: HostEstimate) -> tuple[Verdict, str]:
-        """The verdict over GPU and host memory, and why it is not "fits"."""
+    def why(self, checked: Checked) -> str:
+        """Why `checked` does not fit or is tight; empty when it fits."""
+        return "" if checked.verdict == "fits" else checked.why or _unrest(checked.worst)
+
+    def judge(self, worst: Outlook, host: HostEstimate) -> tuple[Verdict, str]:
+        """The verdict over GPU and host memory, and why it does not fit or has too little margin.
+
+        A search wants to know the verdict only, so what takes most work is asked last, and no further than it decides.
+        """
         memory = self.cluster.gpu.memory_bytes
         if worst.out_of_memory is not None:
             oom = worst.out_of_memory
@@ -195,11 +230,7 @@ class Evaluator:
         margin = memory - worst.required_bytes
         if margin < self.error_fraction * worst.required_bytes:
             return "tight", f"the margin of {gib(margin)} is inside the error band of ±{100 * self.error_fraction:.0f} %"
-        if not worst.runs_at_high:
-            return "tight", "it runs while the GPU keeps up with the CPU; where the CPU gets ahead, gathered weights may use up the memory"
-        if worst.num_alloc_retries > 0 or worst.process_bytes > memory:
-            return "tight", "the allocator runs only by giving memory back and taking it again, which is slow and depends on versions"
-        return "fits", ""
+        return ("fits" if worst.is_calm and worst.process_bytes <= memory else "tight"), ""
 
     def _data(self, recipe: TrainingRecipe) -> DataPrep | None:
         """Preparing the samples, when their number is given."""
@@ -215,7 +246,7 @@ class Evaluator:
         )
         return DataPrep(num_samples=num_samples, naive=naive, ours=ours, assumptions=found.assumptions)
 
-    def _simulate(self, recipe: TrainingRecipe, rank: int) -> RankEstimate:
+    def _simulate(self, recipe: TrainingRecipe, rank: int) -> Outlook:
         key = f"{rank} {recipe!r}"
         if key not in self._ranks:
             self.num_simulations += 1
@@ -240,6 +271,13 @@ def _evidence(model: ModelSpec, cluster: ClusterSpec) -> Evidence:
     if not model.family_known:
         return "conservative-stand-in"
     return "simulated-measured-kernels" if cluster.gpu.kernels_measured else "simulated-unmeasured-kernels"
+
+
+def _unrest(worst: Outlook) -> str:
+    """Why a rank that has a margin may not run well."""
+    if not worst.estimate().runs_at_high:
+        return "it runs while the GPU keeps up with the CPU; where the CPU gets ahead, gathered weights may use up the memory"
+    return "the allocator runs only by giving memory back and taking it again, which is slow and depends on versions"
 
 
 def _assumptions(recipe: TrainingRecipe) -> tuple[str, ...]:

@@ -13,26 +13,130 @@ about a thousand launches on a stream before the next one blocks. Gathers do not
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from itertools import count
+from typing import NamedTuple
 
-from llmcheck.shadow.allocator import NO_CAP, SMALL_SIZE, ExpandableAllocator, NativeAllocator, OutOfMemoryError
+from llmcheck.shadow.allocator import OutOfMemoryError
 from llmcheck.shadow.pace import Pace
+from llmcheck.shadow.replay import Replays
 from llmcheck.shadow.tensor import Note, Tape
-from llmcheck.types import AllocatorKind
 
 # Launches that a stream holds before the next one blocks the CPU: measured, "CUDA stream is blocked when launching many kernels (>1000)",
 # Stack Overflow 53970187 and NVIDIA developer forum 68937; 1024 is the usual figure.
 _LAUNCH_QUEUE = 1024
 _BUCKETS_AHEAD = 2  # max_param_reduce_events
 _DEFAULT, _REDUCE, _GATHER = 0, 1, 2  # streams
+# the members as plain numbers: a tape has tens of thousands of notes
+_FORWARD, _BACKWARD, _PRODUCT, _ATTENTION = (int(note) for note in (Note.FORWARD, Note.BACKWARD, Note.PRODUCT, Note.ATTENTION))
+_GATHERED, _SLICES, _COPY, _BUCKET = (int(note) for note in (Note.GATHER, Note.SLICES, Note.COPY, Note.BUCKET))
+_NEVER = float("inf")
 
 
-class Late(NamedTuple):
-    """A tape in the order in which blocks come back, and where (in its events) the frees that had to wait were asked for."""
+class Late:
+    """A tape in the order in which blocks come back: every free of a shared block is where the GPU, at `pace`, has passed its event. All
+    frees before the end of phase `start` are immediate. It is written from mark to mark, as far as somebody looks.
+    """
 
-    tape: Tape
-    asked: dict[int, int]
+    def __init__(self, tape: Tape, pace: Pace, *, start: str) -> None:
+        self.source, self.pace, self.start = tape, pace, start
+        self._stop = next((position for position, kind, name in tape.marks if kind == "phase" and name == start), len(tape.events))
+        self.events = tape.events[: self._stop]
+        self.marks = [mark for mark in tape.marks if mark[0] <= self._stop]
+        self.asked: list[tuple[int, int]] = []  # frees that had to wait, in order: where in `events` each was asked for, the request
+        self._writing = self._write()
+
+    def has_mark(self, number: int) -> bool:
+        """Write up to mark `number`; False where there is none."""
+        while len(self.marks) <= number:
+            if next(self._writing, None) is None:
+                return False
+        return True
+
+    def complete(self) -> Late:
+        """This tape, written to its end."""
+        for _ in self._writing:
+            pass
+        return self
+
+    def _write(self) -> Iterator[int]:
+        """Write events and marks; yields after each mark.
+
+        `cpu` is the time of the CPU, `gpu` until when each stream is busy with what it was given; seconds.
+        """
+        source, pace, events, asked = self.source, self.pace, self.events, self.asked
+        sizes, streams, shared, notes = source.sizes, source.streams, source.shared, source.notes
+        launch_s, kernel_s, byte_s, product_s = pace.launch_s, pace.kernel_s, pace.byte_s, pace.product_s
+        cpu, gpu = 0.0, [0.0, 0.0, 0.0]
+        launches: deque[float] = deque()  # when the default stream's kernels are done
+        buckets: deque[float] = deque()
+        waiting: tuple[deque[tuple[float, int]], ...] = (deque(), deque(), deque())  # (time of the event, free), by stream
+        earliest = _NEVER  # of the events in `waiting`
+        position, at = self._stop, bisect_left(notes, (self._stop,))
+        for stop, kind, name in [*source.marks[len(self.marks) :], (len(source.events), "end", "")]:
+            last = bisect_right(notes, (stop, len(Note)), at)
+            for until, what, amount in [*notes[at:last], (stop, -1, 0.0)]:
+                for e in source.events[position:until]:
+                    if e >= 0:
+                        if earliest <= cpu:
+                            earliest = _come_back(waiting, cpu, events)
+                        events.append(e)
+                        cpu += launch_s
+                        stream = streams[e]
+                        busy = gpu[stream]
+                        gpu[stream] = busy = (busy if busy > cpu else cpu) + kernel_s + byte_s * sizes[e]
+                        if stream == _DEFAULT:
+                            launches.append(busy)
+                            if len(launches) > _LAUNCH_QUEUE:
+                                cpu = max(cpu, launches.popleft())
+                        continue
+                    user = shared.get(~e)
+                    if user is None or gpu[user] <= cpu:
+                        events.append(e)
+                    else:
+                        waiting[user].append((gpu[user], e))
+                        earliest = min(earliest, gpu[user])
+                        asked.append((len(events), ~e))
+                position = until
+                if what == _PRODUCT:
+                    gpu[_DEFAULT] = max(gpu[_DEFAULT], cpu) + amount * product_s
+                elif what in (_FORWARD, _BACKWARD):
+                    launch_s = pace.launch_s if what == _FORWARD else pace.backward_launch_s
+                    cpu += pace.visit_s
+                    gpu[_DEFAULT] = max(gpu[_DEFAULT], gpu[_GATHER])  # what the module needs was gathered
+                elif what == _GATHERED:
+                    cpu += amount * pace.gather_s
+                elif what == _SLICES:
+                    cpu += amount * pace.slice_s
+                elif what == _COPY:
+                    cpu += pace.gradient_s
+                    gpu[_REDUCE] = max(gpu[_DEFAULT], gpu[_REDUCE], cpu) + amount * byte_s
+                elif what == _ATTENTION:
+                    gpu[_DEFAULT] = max(gpu[_DEFAULT], cpu) + amount * pace.attention_s
+                elif what == _BUCKET:
+                    while buckets and buckets[0] <= cpu:
+                        buckets.popleft()
+                    if len(buckets) > _BUCKETS_AHEAD:
+                        cpu = max(cpu, buckets.popleft())
+                    buckets.append(gpu[_REDUCE])
+                elif what == Note.SYNC or kind == "empty_cache" or kind == "end":
+                    cpu = max(cpu, *gpu)
+            at = last
+            if kind != "phase":
+                earliest = _come_back(waiting, cpu, events)
+            if kind != "end":
+                self.marks.append((len(events), kind, name))
+                yield len(self.marks)
+
+
+def _come_back(waiting: tuple[deque[tuple[float, int]], ...], cpu: float, events: list[int]) -> float:
+    """``process_events``: write the frees whose events the GPU has passed; the earliest event left."""
+    for queue in waiting:
+        while queue and queue[0][0] <= cpu:
+            events.append(queue.popleft()[1])
+    return min([queue[0][0] for queue in waiting if queue], default=_NEVER)
 
 
 class LateReplay(NamedTuple):
@@ -48,150 +152,66 @@ class LateReplay(NamedTuple):
         return max((peak for _, peak in self.reserved.values()), default=0)
 
 
-def late(tape: Tape, pace: Pace, *, start: str) -> Late:
-    """`tape` with every free of a shared block where the GPU, at `pace`, has passed its event. All frees before the end of phase `start`
-    are immediate.
-    """
-    return _Clock(tape, pace, start).run()
+class _FlushedError(Exception):
+    """The allocator was about to return its cache for want of memory."""
 
 
-class _Clock:
-    """Time of the CPU and, by stream, until when the GPU is busy with what it was given; seconds."""
-
-    def __init__(self, tape: Tape, pace: Pace, start: str) -> None:
-        self.tape, self.pace = tape, pace
-        self.start = next((position for position, kind, name in tape.marks if kind == "phase" and name == start), len(tape.events))
-        self.cpu = 0.0
-        self.gpu = [0.0, 0.0, 0.0]
-        self.launch_s = pace.launch_s
-        self.launches: deque[float] = deque()  # when the default stream's kernels are done
-        self.buckets: deque[float] = deque()
-        self.waiting: tuple[deque[tuple[float, int]], ...] = (deque(), deque(), deque())  # (time of the event, request), by stream
-        self.events: list[int] = []
-        self.asked: dict[int, int] = {}
-
-    def run(self) -> Late:
-        tape, stop = self.tape, self.start
-        self.events = tape.events[:stop]
-        out = Tape()
-        out.sizes, out.categories, out.streams = tape.sizes, tape.categories, tape.streams
-        marks = [mark for mark in tape.marks if mark[0] <= stop]
-        stops: list[tuple[int, int, Any, Any]] = [(position, 0, what, amount) for position, what, amount in tape.notes if position >= stop]
-        stops += [(position, 1, kind, name) for position, kind, name in tape.marks if position > stop]
-        for position, is_mark, what, value in sorted(stops, key=lambda s: s[:2]):
-            self._advance(stop, position)
-            stop = position
-            if is_mark:
-                if what == "empty_cache":
-                    self._wait()
-                    self._come_back()
-                marks.append((len(self.events), what, value))
-            else:
-                self._note(what, value)
-        self._advance(stop, len(tape.events))
-        self._wait()
-        self._come_back()
-        out.events, out.marks = self.events, marks
-        return Late(out, self.asked)
-
-    def _advance(self, start: int, stop: int) -> None:
-        """The requests and frees of events [start, stop)."""
-        tape, pace, gpu, launches, events = self.tape, self.pace, self.gpu, self.launches, self.events
-        sizes, streams, shared = tape.sizes, tape.streams, tape.shared
-        launch_s, kernel_s, byte_s = self.launch_s, pace.kernel_s, pace.byte_s
-        for e in tape.events[start:stop]:
-            if e >= 0:
-                if any(self.waiting):
-                    self._come_back()
-                events.append(e)
-                stream = streams[e]
-                self.cpu += launch_s
-                done = gpu[stream] = max(gpu[stream], self.cpu) + kernel_s + byte_s * sizes[e]
-                if stream == _DEFAULT:
-                    launches.append(done)
-                    if len(launches) > _LAUNCH_QUEUE:
-                        self.cpu = max(self.cpu, launches.popleft())
-                continue
-            user = shared.get(~e)
-            if user is None or gpu[user] <= self.cpu:
-                events.append(e)
-            else:
-                self.waiting[user].append((gpu[user], e))
-                self.asked[~e] = len(events)
-
-    def _come_back(self) -> None:
-        """``process_events``."""
-        for queue in self.waiting:
-            while queue and queue[0][0] <= self.cpu:
-                self.events.append(queue.popleft()[1])
-
-    def _wait(self) -> None:
-        self.cpu = max(self.cpu, *self.gpu)
-
-    def _note(self, what: int, amount: float) -> None:
-        pace, gpu = self.pace, self.gpu
-        if what == Note.PRODUCT:
-            gpu[_DEFAULT] = max(gpu[_DEFAULT], self.cpu) + amount * pace.product_s
-        elif what == Note.ATTENTION:
-            gpu[_DEFAULT] = max(gpu[_DEFAULT], self.cpu) + amount * pace.attention_s
-        elif what in (Note.FORWARD, Note.BACKWARD):
-            self.launch_s = pace.launch_s if what == Note.FORWARD else pace.backward_launch_s
-            self.cpu += pace.visit_s
-            gpu[_DEFAULT] = max(gpu[_DEFAULT], gpu[_GATHER])  # what the module needs was gathered
-        elif what == Note.GATHER:
-            self.cpu += amount * pace.gather_s
-        elif what == Note.SLICES:
-            self.cpu += amount * pace.slice_s
-        elif what == Note.COPY:
-            self.cpu += pace.gradient_s
-            gpu[_REDUCE] = max(*gpu[: _REDUCE + 1], self.cpu) + amount * pace.byte_s
-        elif what == Note.BUCKET:
-            buckets = self.buckets
-            while buckets and buckets[0] <= self.cpu:
-                buckets.popleft()
-            if len(buckets) > _BUCKETS_AHEAD:
-                self.cpu = max(self.cpu, buckets.popleft())
-            buckets.append(gpu[_REDUCE])
-        else:
-            self._wait()
+def replay_late(run: Late, immediate: Replays, cap_bytes: int | None = None) -> LateReplay:
+    """Run a late tape under `cap_bytes` of reserved memory. It begins like the replay of its source in `immediate`."""
+    return _replay(run, immediate, cap_bytes, until_flush=False)
 
 
-def replay_late(run: Late, kind: AllocatorKind, cap_bytes: int | None = None) -> LateReplay:
-    """Run a late tape through an allocator of `kind` under `cap_bytes` of reserved memory."""
-    cap = NO_CAP if cap_bytes is None else cap_bytes
-    allocator = NativeAllocator(cap) if kind == "native" else ExpandableAllocator(cap)
-    tape, asked = run
-    events, sizes = tape.events, tape.block_sizes
-    pools = [allocator.pool(stream, size <= SMALL_SIZE) for stream, size in zip(tape.streams, sizes, strict=True)]
-    take, give = allocator.take, allocator.give
-    blocks = [0] * len(sizes)  # 0: not asked for yet, or back
-    position = done = 0
-    give_back = allocator.empty_cache
+def replay_until_flush(run: Late, immediate: Replays, cap_bytes: int | None = None) -> LateReplay | None:
+    """What `replay_late` finds where the allocator never flushes; None, as soon as that is known, where it does."""
+    try:
+        return _replay(run, immediate, cap_bytes, until_flush=True)
+    except _FlushedError:
+        return None
 
-    def wait_and_give_back() -> None:
-        for request, at in asked.items():
-            block = blocks[request]
-            if at <= position and block:
+
+def _replay(run: Late, immediate: Replays, cap_bytes: int | None, *, until_flush: bool) -> LateReplay:
+    state = immediate.state_after(run.start, cap_bytes)
+    allocator, blocks, position = state.allocator, state.blocks, state.position
+    if until_flush and allocator.num_retries:
+        raise _FlushedError
+    events, sizes, pool_of, asked = run.events, run.source.block_sizes, immediate.pool_of, run.asked
+    pools = immediate.pools(allocator)
+    take, give, give_back = allocator.take, allocator.give, allocator.empty_cache
+    e = num_back = 0
+
+    def wait(position: int) -> None:
+        """All blocks whose frees were asked for before event `position` come back."""
+        nonlocal num_back
+        while num_back < len(asked) and asked[num_back][0] <= position:
+            request = asked[num_back][1]
+            num_back += 1
+            if blocks[request]:  # else it is back
+                give(blocks[request], pools[pool_of[request]])
                 blocks[request] = 0
-                give(block, pools[request])
+
+    def flush() -> None:
+        if until_flush:
+            raise _FlushedError
+        wait(events.index(e, position))
         give_back()
 
-    allocator.empty_cache = wait_and_give_back  # type: ignore[method-assign]  # also what a flush calls
-    reserved: dict[str, tuple[int, int]] = {}
+    allocator.empty_cache = flush  # type: ignore[method-assign]
+    reserved = {mark.name: (mark.reserved_bytes, mark.peak_reserved_bytes) for mark in state.marks}
     try:
-        for stop, what, name in tape.marks:
-            for position in range(done, stop):
-                e = events[position]
+        for number in count(state.num_marks):
+            if not run.has_mark(number):
+                break
+            stop, what, name = run.marks[number]
+            for e in events[position:stop]:
                 if e >= 0:
-                    blocks[e] = take(sizes[e], pools[e])
-                    continue
-                block = blocks[~e]
-                if block:  # else it came back when the allocator waited for all
+                    blocks[e] = take(sizes[e], pools[pool_of[e]])
+                elif blocks[~e]:  # else it came back when the allocator waited for all
+                    give(blocks[~e], pools[pool_of[~e]])
                     blocks[~e] = 0
-                    give(block, pools[~e])
-            position = done = stop
+            position = stop
             if what == "empty_cache":
-                allocator.empty_cache()
+                wait(stop)
+                give_back()
             else:
                 reserved[name] = allocator.reserved, allocator.peak_reserved
                 allocator.peak_reserved = allocator.reserved

@@ -7,12 +7,22 @@ from functools import cached_property
 from itertools import accumulate, compress, count
 from typing import NamedTuple
 
-from llmcheck.shadow.allocator import NO_CAP, SIZE_SHIFT, SMALL_SIZE, Allocator, ExpandableAllocator, NativeAllocator, OutOfMemoryError
+from llmcheck.shadow.allocator import (
+    NO_CAP,
+    SIZE_SHIFT,
+    SMALL_SIZE,
+    Allocator,
+    ExpandableAllocator,
+    NativeAllocator,
+    OutOfMemoryError,
+    Pool,
+)
 from llmcheck.shadow.tensor import Tape
 from llmcheck.types import AllocatorKind, OutOfMemory, PhaseStats
 
 _PIECE = 2048  # events between two states that are kept
 _CONSTRUCTION = ("model", "init")  # phases before training
+_KEPT_PHASES = ("init", "bwd0")  # where the tapes of shadow.late leave the immediate one
 
 
 class Mark(NamedTuple):
@@ -115,7 +125,7 @@ class Replay:
         return max((p.peak_allocated_bytes for p in self.phases if (p.name not in _CONSTRUCTION) == training), default=0)
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """A replay on its way: `allocator` after `position` events and `num_marks` of the tape's marks."""
 
     position: int
@@ -131,8 +141,11 @@ class Replays:
     def __init__(self, tape: Tape, kind: AllocatorKind) -> None:
         self.tape, self.kind = tape, kind
         self._done: list[Replay] = []
-        self._states: list[_State] = []
-        self._pools = [2 * stream + (size <= SMALL_SIZE) for stream, size in zip(tape.streams, tape.block_sizes, strict=True)]
+        self._states: list[State] = []
+        self._after: list[tuple[str, State]] = []  # states at the end of the phases of _KEPT_PHASES
+        self.pool_of = [  # of each request: its place in `pools`
+            2 * stream + (size <= SMALL_SIZE) for stream, size in zip(tape.streams, tape.block_sizes, strict=True)
+        ]
 
     def under(self, cap_bytes: int | None) -> Replay:
         """The replay under a cap on reserved memory (None: no cap)."""
@@ -145,14 +158,29 @@ class Replays:
         self._done.append(done)
         return done
 
-    def _run(self, cap: int, state: _State | None) -> Replay:
+    def pools(self, allocator: Allocator) -> list[Pool]:
+        """The pools of `allocator` that the tape's requests come from."""
+        return [allocator.pool(stream, small) for stream in range(max(self.tape.streams, default=0) + 1) for small in (False, True)]
+
+    def state_after(self, phase: str, cap_bytes: int | None) -> State:
+        """The state at the end of `phase` ("init" or "bwd0") under a cap, to go on from; that of the start where that was not reached."""
+        cap = NO_CAP if cap_bytes is None else cap_bytes
+        self.under(cap_bytes)
+        for name, state in self._after:
+            if name == phase and state.allocator.admitted <= cap < state.allocator.refused:
+                return state._replace(allocator=state.allocator.copy(cap), marks=state.marks[:], blocks=state.blocks[:])
+        return self._start(cap)
+
+    def _start(self, cap: int) -> State:
+        allocator = NativeAllocator(cap) if self.kind == "native" else ExpandableAllocator(cap)
+        return State(0, 0, allocator, [], [0] * len(self.tape.sizes))
+
+    def _run(self, cap: int, state: State | None) -> Replay:
         """Run the tape, from `state` on where there is one, and keep the states that come by."""
-        tape, events, sizes, pool_of = self.tape, self.tape.events, self.tape.block_sizes, self._pools
-        if state is None:
-            new = NativeAllocator(cap) if self.kind == "native" else ExpandableAllocator(cap)
-            state = _State(0, 0, new, [], [0] * len(sizes))
+        tape, events, sizes, pool_of = self.tape, self.tape.events, self.tape.block_sizes, self.pool_of
+        state = state or self._start(cap)
         position, allocator, marks, blocks = state.position, state.allocator.copy(cap), state.marks[:], state.blocks[:]
-        pools = [allocator.pool(stream, small) for stream in range(max(tape.streams, default=0) + 1) for small in (False, True)]
+        pools = self.pools(allocator)
         names = [name for _, what, name in tape.marks if what == "phase"]
         take, give = allocator.take, allocator.give
         kept = len(self._states)
@@ -175,13 +203,15 @@ class Replays:
                 last = self._states[-1].allocator if len(self._states) > kept else None
                 if last is not None and (last.admitted, last.refused) == (allocator.admitted, allocator.refused):
                     self._states.pop()  # the later one serves the same caps
-                self._states.append(_State(start + len(piece), number, allocator.copy(cap), marks[:], blocks))
+                self._states.append(State(start + len(piece), number, allocator.copy(cap), marks[:], blocks))
             position = stop
             if what == "empty_cache":
                 allocator.empty_cache()
             elif what == "phase":
                 marks.append(Mark(name, stop, allocator.reserved, allocator.peak_reserved))
                 allocator.peak_reserved = allocator.reserved
+                if name in _KEPT_PHASES:
+                    self._after.append((name, State(stop, number + 1, allocator.copy(cap), marks[:], blocks)))
         return Replay(tape, allocator, blocks, marks, None)
 
 

@@ -9,19 +9,19 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from llmcheck.dsconfig import ZeroSettings
 from llmcheck.shadow.execute import execute
 from llmcheck.shadow.families.base import Config
 from llmcheck.shadow.kernels import kernels_for
-from llmcheck.shadow.late import Late, LateReplay, late, replay_late
+from llmcheck.shadow.late import Late, LateReplay, replay_late, replay_until_flush
 from llmcheck.shadow.pace import Pace
 from llmcheck.shadow.parameters import family_of, touched, trainable_numels
 from llmcheck.shadow.replay import Replay, Replays, breakdown, timeline
 from llmcheck.shadow.tensor import Tape
-from llmcheck.types import AllocatorKind, ClusterSpec, GpuSpec, ModelSpec, PhaseStats, RankEstimate, TrainingRecipe
+from llmcheck.types import AllocatorKind, ClusterSpec, GpuSpec, ModelSpec, OutOfMemory, PhaseStats, RankEstimate, TrainingRecipe
 from llmcheck.units import MIB
 
 # Device memory of loaded kernels and library handles beyond the bare CUDA context, read off nvidia-smi's figure minus torch's reserved
@@ -45,17 +45,6 @@ class Sequence:
         return self._replays[kind]
 
 
-class _Reserved(NamedTuple):
-    """What is reserved, given how far ahead of the GPU the CPU is: likely, at least and at most."""
-
-    phases: tuple[PhaseStats, ...]
-    low_bytes: int
-    likely_bytes: int
-    high_bytes: int
-    num_retries: int
-    runs_at_high: bool
-
-
 def loaded_bytes(recipe: TrainingRecipe, gpu: GpuSpec) -> int:
     """Device memory of the process outside torch's allocator, beyond the CUDA context."""
     total = _LOADED_STAGE0_BYTES if recipe.zero_stage == 0 else _LOADED_BYTES
@@ -69,6 +58,133 @@ def overhead_bytes(recipe: TrainingRecipe, gpu: GpuSpec) -> int:
     return gpu.context_bytes + loaded_bytes(recipe, gpu)
 
 
+class Rank:
+    """`rank` of a cluster, simulated. Whatever is asked of it is computed then: a search wants little of most recipes.
+
+    `cap_bytes`: bytes that torch's allocator may reserve (None: the GPU's memory less context and loaded kernels).
+    """
+
+    def __init__(
+        self, model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, *, rank: int = 0, cap_bytes: int | None = None
+    ) -> None:
+        self.recipe, self.rank = recipe, rank
+        self._overhead_bytes = overhead_bytes(recipe, cluster.gpu)
+        free = cluster.gpu.memory_bytes - self._overhead_bytes
+        self._capacity_bytes = free if cap_bytes is None else cap_bytes
+        self._key = _key(model, recipe, cluster, rank, free)
+        self._sequence = _cached_sequence(self._key)
+        self._replays = self._sequence.replays(recipe.allocator)
+
+    @property
+    def out_of_memory(self) -> OutOfMemory | None:
+        """The request that fails even where the GPU keeps up with the CPU."""
+        return self._actual.out_of_memory
+
+    @property
+    def peak_allocated_bytes(self) -> int:
+        """Over the training steps."""
+        return self._shown.peak_allocated_bytes(True)
+
+    @cached_property
+    def required_bytes(self) -> int:
+        """Smallest GPU (torch's total_memory) that runs it."""
+        return _required_bytes(self._key, self._shown, self._overhead_bytes)
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """Likely, over the whole run."""
+        likely = self._likely
+        return self._shown.peak_reserved_bytes if likely is None or not likely.ran else likely.peak_reserved_bytes
+
+    @property
+    def process_bytes(self) -> int:
+        """Reserved memory, CUDA context and loaded kernels."""
+        return self.peak_reserved_bytes + self._overhead_bytes
+
+    @cached_property
+    def is_calm(self) -> bool:
+        """Whether it likely runs without flushes, and runs however far the CPU gets ahead. Decided by the least work that can."""
+        if self.out_of_memory is not None:
+            return False
+        if self._late is None:
+            return self._actual.num_retries == 0
+        return self._unflushed is not None and (self._latest is None or self._latest.ran)
+
+    def estimate(self) -> RankEstimate:
+        """Everything that `plan` shows of it."""
+        return self._estimate
+
+    @cached_property
+    def _estimate(self) -> RankEstimate:
+        shown, likely, latest = self._shown, self._likely, self._latest
+        low, phases = shown.peak_reserved_bytes, shown.phases
+        num_retries = shown.num_retries
+        if likely is not None and likely.ran:  # else it only runs where the GPU keeps up
+            low = min(low, likely.peak_reserved_bytes)
+            phases = [_with_reserved(phase, likely) for phase in phases]
+            num_retries = likely.num_retries
+        last = self._sequence.steps - 1
+        tape = self._sequence.tape
+        return RankEstimate(
+            rank=self.rank,
+            peak_allocated_bytes=self.peak_allocated_bytes,
+            init_peak_allocated_bytes=shown.peak_allocated_bytes(False),
+            peak_reserved_bytes=self.peak_reserved_bytes,
+            peak_reserved_low_bytes=low,
+            peak_reserved_high_bytes=max([shown.peak_reserved_bytes, *(r.peak_reserved_bytes for r in (likely, latest) if r is not None)]),
+            process_bytes=self.process_bytes,
+            required_bytes=self.required_bytes,
+            breakdown=breakdown(tape, shown.block_bytes, shown.peak_position),
+            peak_phase=shown.peak_phase,
+            phases=tuple(phases),
+            timeline=tuple(timeline(tape, shown.block_bytes, (f"fwd{last}", f"bwd{last}", f"step{last}"))),
+            num_alloc_retries=num_retries if self.out_of_memory is None else self._actual.num_retries,
+            out_of_memory=self.out_of_memory,
+            runs_at_high=self.out_of_memory is None and all(r.ran for r in (likely, latest) if r is not None),
+        )
+
+    # --- replays
+
+    @cached_property
+    def _actual(self) -> Replay:
+        return self._replays.under(self._capacity_bytes)
+
+    @property
+    def _cap_bytes(self) -> int | None:
+        """The cap of what is shown: where the memory does not suffice, none."""
+        return self._capacity_bytes if self.out_of_memory is None else None
+
+    @cached_property
+    def _shown(self) -> Replay:
+        return self._replays.under(self._cap_bytes)
+
+    @cached_property
+    def _late(self) -> _LateTapes | None:
+        """None where no block comes back late."""
+        gpu = self._key.cluster.gpu
+        return _late_tapes(self._key, Pace.of(gpu, self.recipe.precision)) if self._sequence.tape.shared else None
+
+    @cached_property
+    def _unflushed(self) -> LateReplay | None:
+        """The likely replay, if it never flushes."""
+        if self._late is None:
+            return None
+        with _without_collector():
+            return replay_until_flush(self._late.likely, self._replays, self._cap_bytes)
+
+    @cached_property
+    def _likely(self) -> LateReplay | None:
+        return None if self._late is None else self._unflushed or self._replay(self._late.likely)
+
+    @cached_property
+    def _latest(self) -> LateReplay | None:
+        return None if self._late is None else self._replay(self._late.latest)
+
+    def _replay(self, run: Late) -> LateReplay:
+        with _without_collector():
+            return replay_late(run, self._replays, self._cap_bytes)
+
+
 def simulate_rank(
     model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, *, rank: int = 0, cap_bytes: int | None = None
 ) -> RankEstimate:
@@ -76,57 +192,7 @@ def simulate_rank(
 
     `cap_bytes`: bytes that torch's allocator may reserve (None: the GPU's memory less context and loaded kernels).
     """
-    overhead = overhead_bytes(recipe, cluster.gpu)
-    capacity = cluster.gpu.memory_bytes - overhead if cap_bytes is None else cap_bytes
-    free = cluster.gpu.memory_bytes - overhead
-    key = _key(model, recipe, cluster, rank, free)
-    sequence = _cached_sequence(key)
-    replays = sequence.replays(recipe.allocator)
-    actual = replays.under(capacity)
-    oom = actual.out_of_memory
-    shown = actual if oom is None else replays.under(None)
-    required = _required_bytes(model, recipe, cluster, rank, shown, overhead)
-    reserved = _reserved(key, shown, capacity if oom is None else None)
-    last = sequence.steps - 1
-    peak = shown.peak_allocated_bytes(True)
-    return RankEstimate(
-        rank=rank,
-        peak_allocated_bytes=peak,
-        init_peak_allocated_bytes=shown.peak_allocated_bytes(False),
-        peak_reserved_bytes=reserved.likely_bytes,
-        peak_reserved_low_bytes=reserved.low_bytes,
-        peak_reserved_high_bytes=reserved.high_bytes,
-        process_bytes=reserved.likely_bytes + overhead,
-        required_bytes=required,
-        breakdown=breakdown(sequence.tape, shown.block_bytes, shown.peak_position),
-        peak_phase=shown.peak_phase,
-        phases=reserved.phases,
-        timeline=tuple(timeline(sequence.tape, shown.block_bytes, (f"fwd{last}", f"bwd{last}", f"step{last}"))),
-        num_alloc_retries=actual.num_retries if oom is not None else reserved.num_retries,
-        out_of_memory=oom,
-        runs_at_high=oom is None and reserved.runs_at_high,
-    )
-
-
-def _reserved(key: _Key, immediate: Replay, cap_bytes: int | None) -> _Reserved:
-    """Reserved memory under a cap. `immediate`: the replay under that cap in which every block comes back when it is freed."""
-    phases, low = tuple(immediate.phases), immediate.peak_reserved_bytes
-    if not _cached_sequence(key).tape.shared:
-        return _Reserved(phases, low, low, low, immediate.num_retries, True)
-    runs = _late_runs(key, Pace.of(key.cluster.gpu, key.recipe.precision))
-    likely, latest = (replay_late(run, key.recipe.allocator, cap_bytes) for run in runs)
-    most = max(low, likely.peak_reserved_bytes, latest.peak_reserved_bytes)
-    if not likely.ran:  # it only runs where the GPU keeps up
-        return _Reserved(phases, low, low, most, immediate.num_retries, False)
-    peak = likely.peak_reserved_bytes
-    return _Reserved(
-        phases=tuple(_with_reserved(phase, likely) for phase in phases),
-        low_bytes=min(low, peak),
-        likely_bytes=peak,
-        high_bytes=most,
-        num_retries=likely.num_retries,
-        runs_at_high=latest.ran,
-    )
+    return Rank(model, recipe, cluster, rank=rank, cap_bytes=cap_bytes).estimate()
 
 
 def _with_reserved(phase: PhaseStats, likely: LateReplay) -> PhaseStats:
@@ -135,15 +201,20 @@ def _with_reserved(phase: PhaseStats, likely: LateReplay) -> PhaseStats:
     return replace(phase, reserved_bytes=reserved, peak_reserved_bytes=peak)
 
 
-@lru_cache(maxsize=64)
-def _late_runs(key: _Key, pace: Pace) -> tuple[Late, Late]:
-    """The tape with blocks that come back when they do at `pace`, and as late as they can.
+class _LateTapes(NamedTuple):
+    """The tape with blocks that come back when they likely do, and as late as they can."""
 
-    In its first step the CPU loads every kernel that it meets and asks cuBLAS and cuDNN for plans, so it is hardly ahead.
+    likely: Late
+    latest: Late
+
+
+@lru_cache(maxsize=64)
+def _late_tapes(key: _Key, pace: Pace) -> _LateTapes:
+    """Both tapes at `pace`. In its first step the CPU loads every kernel that it meets and asks cuBLAS and cuDNN for plans, so it is
+    hardly ahead.
     """
     tape = _cached_sequence(key).tape
-    with _without_collector():
-        return late(tape, pace, start="bwd0"), late(tape, pace.without_host(), start="init")
+    return _LateTapes(Late(tape, pace, start="bwd0"), Late(tape, pace.without_host(), start="init"))
 
 
 @contextmanager
@@ -234,9 +305,10 @@ def _cached_sequence(key: _Key) -> Sequence:
     return Sequence(tape, steps)
 
 
-def _required_bytes(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rank: int, shown: Replay, overhead: int) -> int:
+def _required_bytes(key: _Key, shown: Replay, overhead: int) -> int:
     """Smallest ``total_memory`` of a GPU on which the rank runs, to 1/256 of itself (at most 64 MiB above the true one)."""
     low = max(shown.peak_allocated_bytes(True), shown.peak_allocated_bytes(False))
+    model, recipe, cluster, rank = key.model, key.recipe, key.cluster, key.rank
     flat = _flatten_bytes(model, recipe)
     device = _cached_sequence(_Key(model, recipe, cluster, rank, True))
     high = max(shown.peak_reserved_bytes, low)

@@ -8,9 +8,9 @@ import pytest
 
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.shadow.allocator import NativeAllocator
-from llmcheck.shadow.late import Late, late, replay_late
+from llmcheck.shadow.late import Late, LateReplay, replay_late
 from llmcheck.shadow.pace import Pace
-from llmcheck.shadow.replay import replay
+from llmcheck.shadow.replay import Replays, replay
 from llmcheck.shadow.tensor import Note, Tape
 from llmcheck.types import AllocatorKind
 from llmcheck.units import MIB
@@ -59,7 +59,11 @@ class Script:
 
     def late(self, pace: Pace = PACE) -> Late:
         self.tape.mark("phase", "step0")
-        return late(self.tape, pace, start="init")
+        return Late(self.tape, pace, start="init").complete()
+
+
+def replayed(run: Late, kind: AllocatorKind, cap_bytes: int | None = None) -> LateReplay:
+    return replay_late(run, Replays(run.source, kind), cap_bytes)
 
 
 def test_a_block_that_only_its_own_stream_uses_comes_back_at_once() -> None:
@@ -71,8 +75,8 @@ def test_a_block_that_only_its_own_stream_uses_comes_back_at_once() -> None:
 
     run = script.late()
 
-    assert run.tape.events == script.tape.events
-    assert run.asked == {}
+    assert run.events == script.tape.events
+    assert run.asked == []
 
 
 def test_a_shared_block_comes_back_at_the_first_request_after_the_kernel_that_used_it() -> None:
@@ -84,8 +88,8 @@ def test_a_shared_block_comes_back_at_the_first_request_after_the_kernel_that_us
 
     run = script.late()
 
-    assert run.tape.events == [weight, *after[:3], ~weight, *after[3:]]
-    assert run.asked == {weight: 1}
+    assert run.events == [weight, *after[:3], ~weight, *after[3:]]
+    assert run.asked == [(1, weight)]
 
 
 def test_a_gpu_that_keeps_up_frees_at_once() -> None:
@@ -95,7 +99,7 @@ def test_a_gpu_that_keeps_up_frees_at_once() -> None:
         script.note(Note.PRODUCT, 100)
         script.drop(weight)
 
-    assert script.late(replace(PACE, product_s=0.0)).tape.events == script.tape.events
+    assert script.late(replace(PACE, product_s=0.0)).events == script.tape.events
 
 
 def test_frees_before_the_start_are_immediate() -> None:
@@ -106,7 +110,7 @@ def test_frees_before_the_start_are_immediate() -> None:
     script.ask()
     script.tape.mark("phase", "bwd0")
 
-    assert late(script.tape, PACE, start="bwd0").tape.events == script.tape.events
+    assert Late(script.tape, PACE, start="bwd0").complete().events == script.tape.events
 
 
 def test_the_cpu_waits_for_all_streams_where_the_run_does() -> None:
@@ -118,7 +122,7 @@ def test_the_cpu_waits_for_all_streams_where_the_run_does() -> None:
     script.note(Note.SYNC)
     after = script.ask()
 
-    assert script.late(PACE.without_host()).tape.events == [weight, before, ~weight, after]
+    assert script.late(PACE.without_host()).events == [weight, before, ~weight, after]
 
 
 def test_the_third_bucket_after_a_reduction_waits_for_it() -> None:
@@ -133,7 +137,7 @@ def test_the_third_bucket_after_a_reduction_waits_for_it() -> None:
         gradients.append(gradient)
         requests.append(script.ask())
 
-    events = script.late(PACE.without_host()).tape.events
+    events = script.late(PACE.without_host()).events
 
     # three reductions are pending when the fourth begins: that waits for the first
     assert events.index(~gradients[0]) == events.index(requests[3]) - 1
@@ -147,7 +151,7 @@ def test_a_full_launch_queue_holds_the_cpu_up() -> None:
     script.drop(weight)
     later = [script.ask() for _ in range(1100)]
 
-    events = script.late(replace(PACE, kernel_s=1e-3).without_host()).tape.events
+    events = script.late(replace(PACE, kernel_s=1e-3).without_host()).events
 
     assert events.index(~weight) == events.index(later[1025]) - 1  # 1024 launches wait: the one after them had to see the first done
 
@@ -161,7 +165,7 @@ def test_what_does_not_come_back_is_reserved_anew(kind: AllocatorKind) -> None:
         script.drop(weight)
 
     assert replay(script.tape, kind).peak_reserved_bytes == 0  # no phase has ended yet
-    found = replay_late(script.late(), kind)
+    found = replayed(script.late(), kind)
 
     assert found.reserved["step0"] == (60 * MIB, 60 * MIB)
     assert replay(script.tape, kind).peak_reserved_bytes == 20 * MIB
@@ -176,7 +180,7 @@ def test_the_allocator_waits_for_the_gpu_before_it_gives_up(kind: AllocatorKind)
         script.drop(weight)
     run = script.late()
 
-    tight, too_small = replay_late(run, kind, 40 * MIB), replay_late(run, kind, 10 * MIB)
+    tight, too_small = replayed(run, kind, 40 * MIB), replayed(run, kind, 10 * MIB)
 
     assert (tight.ran, tight.num_retries, tight.peak_reserved_bytes) == (True, 1, 40 * MIB)
     assert not too_small.ran
@@ -192,8 +196,8 @@ def test_emptying_the_cache_waits_for_the_gpu(kind: AllocatorKind) -> None:
     script.ask()
     run = script.late()
 
-    assert run.tape.events == script.tape.events
-    assert replay_late(run, kind).reserved["step0"] == (20 * MIB, 20 * MIB)
+    assert run.events == script.tape.events
+    assert replayed(run, kind).reserved["step0"] == (20 * MIB, 20 * MIB)
 
 
 def test_the_time_of_a_faster_gpu_is_shorter() -> None:
@@ -208,7 +212,7 @@ def test_a_replay_without_late_blocks_is_the_plain_one() -> None:
     script = Script()
     kept = [script.ask() for _ in range(3)]
     script.drop(*kept)
-    found = replay_late(script.late(), "native")
+    found = replayed(script.late(), "native")
     allocator = NativeAllocator()
     for _ in kept:
         allocator.malloc(20 * MIB)
