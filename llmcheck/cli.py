@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from llmcheck import __version__
 from llmcheck.console import complain, emit
-from llmcheck.errors import UserError, did_you_mean
+from llmcheck.errors import SEPARATOR, UserError, did_you_mean
 
 # name -> (module, one line of help). A name is added together with its module, its page in docs/reference and its tests.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -170,7 +170,9 @@ def _load(module: str) -> Any:
 
 def _complain_of(error: UserError) -> None:
     lines = [f"error[{error.code}]: {error.what}"]
-    lines += [f"  {label}: {text}" for label, text in (("where", error.where), ("why", error.why), ("hint", error.hint)) if text]
+    for label, text in (("where", error.where), ("why", error.why), ("hint", error.hint)):
+        first, *rest = text.split(SEPARATOR)
+        lines += [f"  {label}: {first}", *(f"       {part}" for part in rest)] if text else []
     complain(_without_secrets(lines))
 
 

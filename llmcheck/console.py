@@ -23,16 +23,22 @@ class Terminal:
     unicode: bool = True
 
 
-def terminal(stream: TextIO, environ: Mapping[str, str] = os.environ) -> Terminal:
+def terminal(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> Terminal:
     """What `stream` can show: colour on a terminal only, unless NO_COLOR or FORCE_COLOR say otherwise; its width, at most 100."""
-    tty = stream.isatty()
+    tty = is_terminal(stream)
     if environ.get("NO_COLOR"):
         colour = False
     elif environ.get("FORCE_COLOR", "0") not in ("", "0"):
         colour = True
     else:
         colour = tty and environ.get("TERM") != "dumb"
-    return Terminal(columns=_columns(stream, environ) if tty else MAX_COLUMNS, colour=colour, unicode=_can_draw(stream))
+    columns = _columns(stream, environ) if stream is not None and tty else MAX_COLUMNS
+    return Terminal(columns=columns, colour=colour, unicode=stream is not None and _can_draw(stream))
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """True when a person may be at `stream`. A process may be started without it (``2>&-``): then it is None."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def _columns(stream: TextIO, environ: Mapping[str, str]) -> int:
@@ -56,10 +62,15 @@ def _can_draw(stream: TextIO) -> bool:
     return True
 
 
-def emit(text: str) -> None:
-    """Write `text` to stdout and flush. A closed pipe (`| head`) is not an error; a full disk is UserError."""
+def emit(text: str, *, commands: bool = False) -> None:
+    """Write `text` to stdout and flush. A closed pipe (`| head`) is not an error; a full disk is UserError.
+
+    `commands`: the text is meant for a pipeline's runner; else nothing in it is left that a runner would act on.
+    """
+    if sys.stdout is None:
+        raise UserError("cannot write the answer: standard output is closed", code="output", where="stdout")
     try:
-        _write(sys.stdout, text)
+        _write(sys.stdout, text if commands else inert(text))
     except BrokenPipeError:
         _silence(sys.stdout)
     except OSError as reason:
@@ -69,11 +80,31 @@ def emit(text: str) -> None:
 
 def complain(lines: Iterable[str]) -> None:
     """Write lines to stderr, control characters made visible. Never raises: there is nowhere left to say so."""
-    text = "".join(escape(line) + "\n" for line in lines)
+    text = inert("".join(escape(line) + "\n" for line in lines))
     try:
-        _write(sys.stderr, text)
+        if sys.stderr is not None:  # closed by `2>&-`
+            _write(sys.stderr, text)
     except (OSError, ValueError):
         pass
+
+
+def inert(text: str) -> str:
+    """`text` without what the runner of a pipeline takes for a command to itself.
+
+    GitHub reads ``::error::`` at a line's beginning (blanks before it do not count) and ``##[error]`` anywhere; Azure ``##vso[``, TeamCity
+    ``##teamcity[``. Source: actions/runner, ActionCommand.cs.
+    """
+    if "##" in text:
+        for word in ("##[", "##vso[", "##teamcity["):
+            text = text.replace(word, f"# {word[1:]}")
+    if "::" not in text:
+        return text
+    lines = text.split("\n")
+    for index, line in enumerate(lines):
+        bare = line.lstrip()
+        if bare.startswith("::"):
+            lines[index] = f"{line[: len(line) - len(bare)]}: {bare[1:]}"
+    return "\n".join(lines)
 
 
 def escape(text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SEPARATOR = "\n"  # between several reasons in one `why`: the only line end that an error may hold; others are spelt out
+
 
 class UserError(Exception):
     """Bad usage or bad input. The command line prints it and exits with :attr:`exit_code`; never a traceback.
@@ -13,7 +15,7 @@ class UserError(Exception):
         what: one line: what is wrong (for example ``unknown model 'lama-7b'``).
         code: short stable slug, printed as ``error[code]``.
         where: the flag, file or field that it concerns.
-        why: the reason, if ``what`` does not say it all.
+        why: the reason, if ``what`` does not say it all; several with :data:`SEPARATOR` between them.
         hint: what to do next.
     """
 
@@ -28,6 +30,11 @@ class CouldNotCheckError(UserError):
     """The input is fine but the check could not be made (a missing package, no network): exit code 3."""
 
     exit_code = 3
+
+
+def several(reasons: Iterable[str]) -> str:
+    """`reasons` as one `why`."""
+    return SEPARATOR.join(reason.replace(SEPARATOR, " ") for reason in reasons)
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:

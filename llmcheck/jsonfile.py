@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
-from typing import Any
+from typing import IO, Any
 
 from llmcheck.errors import UserError, did_you_mean
 
@@ -14,6 +15,8 @@ MAX_BYTES = 64 << 20  # no file that we read is near it: the largest model confi
 
 # What differs between JSON and what people write by hand or Python prints.
 _SYNTAX = "JSON wants double quotes, true, false and null, and has no comments and no comma before a closing bracket"
+
+_O_QUIETLY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
 class _BadValueError(ValueError):
@@ -28,21 +31,11 @@ def load(path: str, *, what: str, where: str = "", max_bytes: int = MAX_BYTES) -
 def read_bytes(path: str, *, what: str, where: str = "", max_bytes: int = MAX_BYTES) -> bytes:
     """The content of the regular file at `path`. Raises UserError when it cannot be read or is larger than `max_bytes`."""
     place = where or path
-    try:
-        with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(
-                    f"the {what} is not a regular file: {path}",
-                    code="unreadable",
-                    where=place,
-                    why="a pipe or a device could be read for ever",
-                    hint="write its content to a file and give that",
-                )
+    with open_regular(path, what=what, where=place) as file:
+        try:
             data = file.read(max_bytes + 1)
-    except OSError as reason:
-        raise unreadable(path, what=what, where=place, reason=reason) from reason
-    except ValueError as reason:  # a NUL in the path
-        raise unreadable(path, what=what, where=place, reason=reason) from reason
+        except OSError as reason:
+            raise unreadable(path, what=what, where=place, reason=reason) from reason
     if len(data) > max_bytes:
         raise UserError(
             f"the {what} is larger than {max_bytes >> 20} MiB: {path}",
@@ -52,6 +45,31 @@ def read_bytes(path: str, *, what: str, where: str = "", max_bytes: int = MAX_BY
             hint="is this the file? weights and data sets are others",
         )
     return data
+
+
+def open_regular(path: str, *, what: str, where: str = "") -> IO[bytes]:
+    """The regular file at `path`, opened. Raises UserError for what is missing, may not be read, or is a pipe, a device or a folder."""
+    place = where or path
+    try:
+        mode = os.stat(path).st_mode  # before opening: to open a device can do things
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if stat.S_ISREG(mode):
+            # Not blocking: it may have become a pipe since, and a pipe that nobody writes to would keep us for ever.
+            file = os.fdopen(os.open(path, os.O_RDONLY | _O_QUIETLY), "rb")
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISREG(mode):
+                return file
+            file.close()
+    except (OSError, ValueError) as reason:  # ValueError: a NUL in the path
+        raise unreadable(path, what=what, where=place, reason=reason) from reason
+    raise UserError(
+        f"the {what} is not a regular file: {path}",
+        code="unreadable",
+        where=place,
+        why="a pipe or a device could be read for ever",
+        hint="write its content to a file and give that",
+    )
 
 
 def unreadable(path: str, *, what: str, where: str, reason: OSError | ValueError) -> UserError:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from llmcheck.console import is_terminal
+
 _AFTER_S = 1.0  # nothing is drawn before
 _EVERY_S = 0.1
 
@@ -14,7 +16,7 @@ _EVERY_S = 0.1
 @contextmanager
 def bytes_bar(title: str, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
     """A bar over bytes; yields the function that says how many more were done. rich is loaded when the bar is first drawn."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield lambda _: None
         return
     bar = _Bar(title, total_bytes)

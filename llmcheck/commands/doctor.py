@@ -258,7 +258,7 @@ def _replaceable(form: str) -> Any:
 def _write(output: _Output, report: Report, gate: Gate, code: int, args: argparse.Namespace) -> None:
     text = _render(output, report, gate, code, args)
     if output.path is None:
-        emit(text)
+        emit(text, commands=output.form == "github")
     else:
         write_atomically(output.path, text.encode("utf-8"), flag="--format", replaceable=_replaceable(output.form), force=args.force)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmcheck import __version__
 from llmcheck.codec import to_plain
-from llmcheck.console import complain
+from llmcheck.console import complain, is_terminal
 from llmcheck.doctor.subjects import Gathered
 from llmcheck.errors import UserError
 from llmcheck.files import write_new
@@ -117,7 +117,7 @@ def _confirm(path: str) -> None:
     """Ask on a terminal; a pipeline has said what it wants."""
     import sys
 
-    if sys.stdin.isatty() and sys.stderr.isatty():
+    if is_terminal(sys.stdin) and is_terminal(sys.stderr):
         sys.stderr.write(f"write {os.path.basename(path)}? [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+from llmcheck import jsonfile
 from llmcheck.doctor.subjects import Request
 from llmcheck.errors import UserError
 
@@ -67,7 +68,7 @@ def kinds_of(path: str) -> list[str]:
 
 def _json_kind(path: str) -> str:
     try:
-        with open(path, "rb") as file:
+        with jsonfile.open_regular(path, what="file") as file:
             head = file.read(_MAX_HEAD_BYTES)
         if _looks_like_rows(head):
             return "data"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llmcheck.logs.match import Group, ScanResult, TracebackGroup, Undecided
-from llmcheck.logs.tracebacks import choose
+from llmcheck.logs.tracebacks import choose, is_messenger
 from llmcheck.rules.rule import CONFIDENCES, ROLES, SEVERITIES, LogPattern
 
 
@@ -53,6 +53,8 @@ def diagnose(results: Sequence[ScanResult]) -> Diagnosis:
         if _log(group).role != "cascade":
             continue
         root = _explanation(group, roots)
+        if root is None and group.rule.confidence == "low":  # "a worker failed" says nothing that a surer effect has not said
+            root = next((head for head in heads if _log(head).role == "cascade" and _severity(head) <= _severity(group)), None)
         if root is None:
             heads.append(group)
             effects[id(group)] = []
@@ -67,10 +69,13 @@ def diagnose(results: Sequence[ScanResult]) -> Diagnosis:
     # Effects in the order in which they happened: that is how a run falls apart.
     in_time = {key: tuple(sorted(found, key=lambda g: (order[g.first.source], g.first.offset))) for key, found in effects.items()}
     known = any(root.rule.severity == "error" for root in roots)
+    exception = None if known else choose(traceback for result in results for traceback in result.tracebacks)
+    if exception is not None and heads and is_messenger(exception.last.cause):
+        exception = None  # it says that another process failed, which a signature has told already
     return Diagnosis(
         causes=tuple(Cause(group=head, effects=in_time[id(head)], context=tuple(context[id(head)])) for head in heads),
         context=tuple(loose),
-        exception=None if known else choose(traceback for result in results for traceback in result.tracebacks),
+        exception=exception,
         undecided=tuple({entry.rule.code: entry for result in results for entry in result.undecided}.values()),
         notes=tuple(note for result in results for note in result.notes),
         num_lines=sum(result.num_lines for result in results),

@@ -6,13 +6,13 @@ import gzip
 import io
 import json
 import os
-import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from llmcheck import jsonfile
+from llmcheck.console import is_terminal
 from llmcheck.errors import UserError
 from llmcheck.units import MIB
 
@@ -45,7 +45,7 @@ class Reader:
 
     def rows(self) -> Iterator[Row]:
         """Raises UserError when the file cannot be opened or is no text in UTF-8."""
-        with _open(self.path) as raw:
+        with jsonfile.open_regular(self.path, what=WHAT) as raw:
             self.num_bytes = os.fstat(raw.fileno()).st_size
             progress = _Progress(self.path, min(self.num_bytes, self.max_bytes))
             try:
@@ -145,20 +145,6 @@ def _skip(text: str, position: int, characters: str) -> int:
     return position
 
 
-def _open(path: str) -> IO[bytes]:
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - handed to the caller's with
-    except (OSError, ValueError) as reason:
-        raise jsonfile.unreadable(path, what=WHAT, where=path, reason=reason) from reason
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise UserError(
-            f"the {WHAT} is not a regular file: {path}", code="unreadable", where=path, why="a pipe or a device could be read for ever",
-            hint="write its content to a file and give that",
-        )  # fmt: skip
-    return file
-
-
 def _plain(raw: IO[bytes]) -> io.BufferedReader:
     """The file's content, unpacked where it begins as gzip does."""
     magic = raw.read(2)
@@ -177,7 +163,7 @@ class _Progress:
         self._bar: Any = None
         self._task: Any = None
         self._clock: Callable[[], float] | None = None
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
             import time
 
             self._clock = time.monotonic

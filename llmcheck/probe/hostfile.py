@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from llmcheck.errors import UserError
+from llmcheck import jsonfile
 from llmcheck.probe.collect import DEADLINE_S
 from llmcheck.rules.facts import Facts, Location
 
@@ -96,18 +96,11 @@ def facts(
     result.put("hostfile.wanted_slots", wanted_slots)
     result.put("hostfile.tried", reach)
     here = Location(uri=path)
-    result.put("hostfile.exists", os.path.isfile(path), here)
-    if not os.path.isfile(path):
+    result.put("hostfile.exists", os.path.exists(path), here)
+    if not os.path.exists(path):
         result.close("hostfile.")
         return result
-    where = f"--hostfile {path}"
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as reason:
-        raise UserError(f"cannot read {path}", code="hostfile", where=where, why=str(reason.strerror or reason)) from reason
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MiB", code="hostfile", where=where, hint="is it a hostfile?")
+    data = jsonfile.read_bytes(path, what="hostfile", where=f"--hostfile {path}", max_bytes=MAX_BYTES)
     found = parse(data.decode("utf-8", "replace"))
     _record(result, found, path)
     _selection(result, found, include, exclude, here)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmcheck import jsonfile
 from llmcheck.errors import UserError
 from llmcheck.probe.environment import normalised, put_package
 from llmcheck.rules.facts import Facts, Location
@@ -91,11 +92,11 @@ def _reader(path: str, flag: str) -> tuple[Reader, bool]:
 
 def read_text(path: str, flag: str) -> str:
     """A text file of at most 32 MiB. Raises UserError."""
-    try:
-        with open(path, "rb") as file:
+    with jsonfile.open_regular(path, what="list of packages", where=f"{flag} {path}") as file:
+        try:
             data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as reason:
-        raise _bad(path, flag, str(getattr(reason, "strerror", None) or reason)) from reason
+        except OSError as reason:
+            raise _bad(path, flag, reason.strerror or str(reason)) from reason
     if len(data) > MAX_BYTES:
         raise _bad(path, flag, f"it is larger than {MAX_BYTES >> 20} MiB")
     # pip writes UTF-8; PowerShell's ">" writes UTF-16 with a mark

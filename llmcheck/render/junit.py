@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from llmcheck.console import escape, inert
 from llmcheck.report.finding import Check, Finding, Report
 from llmcheck.report.gate import Gate, gates
 
@@ -39,7 +40,7 @@ def render(report: Report, gate: Gate) -> str:
         for name, number in counts.items():
             suite.set(name, str(number))
     Xml.indent(suites)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(suites, encoding="unicode") + "\n"
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + inert(Xml.tostring(suites, encoding="unicode")) + "\n"
 
 
 def _case(case: Xml.Element, check: Check, findings: list[Finding], gate: Gate) -> str:
@@ -49,10 +50,10 @@ def _case(case: Xml.Element, check: Check, findings: list[Finding], gate: Gate) 
     failures = [finding for finding in active if finding.outcome == "fail"]
     if any(gates(finding, gate) and finding.severity == "error" for finding in failures):
         failure = Xml.SubElement(case, "failure", message=_legal(failures[0].message), type=check.code)
-        failure.text = _legal("\n".join(map(_words, failures)))
+        failure.text = "\n".join(map(_words, failures))
         return "failures"
     if failures:  # warnings and notes are told, not failed
-        Xml.SubElement(case, "system-out").text = _legal("\n".join(map(_words, failures)))
+        Xml.SubElement(case, "system-out").text = "\n".join(map(_words, failures))
         return ""
     if active:
         missing = ", ".join(f"{name}: {why}" for name, why in active[0].missing)
@@ -69,8 +70,10 @@ def _case(case: Xml.Element, check: Check, findings: list[Finding], gate: Gate) 
 
 def _words(finding: Finding) -> str:
     place = f"{finding.location.uri}:{finding.location.line or 1}: " if finding.location is not None else ""
-    return f"{place}{finding.severity}: {finding.message}" + "".join(f"\n  fix: {fix.words()}" for fix in finding.fix)
+    lines = [f"{place}{finding.severity}: {finding.message}", *(f"  fix: {fix.words()}" for fix in finding.fix)]
+    return "\n".join(map(_legal, lines))
 
 
 def _legal(text: str) -> str:
-    return _ILLEGAL.sub("�", text)
+    """`text` on one line, with what XML cannot hold, or a terminal would act on, spelt out."""
+    return _ILLEGAL.sub("�", escape(text))

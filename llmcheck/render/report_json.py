@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from llmcheck import __version__
@@ -10,6 +11,8 @@ from llmcheck.codec import to_plain
 from llmcheck.report.finding import Finding, Report
 
 SCHEMA = "llmcheck.report/1"
+# A whole pair (kept), an escaped backslash (kept: what follows it is no escape), or half of a pair.
+_LONE_SURROGATE = re.compile(r"(\\u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})|\\\\)|\\ud[89a-f][0-9a-f]{2}")
 
 
 def document(report: Report, exit_code: int) -> dict[str, Any]:
@@ -51,5 +54,17 @@ def summary(report: Report, exit_code: int) -> dict[str, int]:
 
 
 def render(report: Report, exit_code: int) -> str:
-    """`report` as JSON text. Control characters are escaped by the encoder, everything beyond ASCII by choice."""
-    return json.dumps(document(report, exit_code), indent=1, ensure_ascii=True) + "\n"
+    """`report` as JSON text."""
+    return ascii_json(document(report, exit_code))
+
+
+def ascii_json(value: Any) -> str:
+    """`value` as JSON that nobody acts on but a JSON parser.
+
+    Control characters are escaped by the encoder, everything beyond ASCII by choice. Undecodable bytes of file names become replacement
+    characters: half of a surrogate pair is no text to most parsers. ``##[`` is a command to the runners of pipelines wherever it stands.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=True)
+    if "\\ud" in text:
+        text = _LONE_SURROGATE.sub(lambda match: match[1] or "\\ufffd", text)
+    return (text.replace("##", "#\\u0023") if "##" in text else text) + "\n"

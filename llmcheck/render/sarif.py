@@ -6,13 +6,13 @@ a physical location makes GitHub refuse the whole upload, so each has one: what 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from llmcheck import __version__
+from llmcheck.render.report_json import ascii_json
 from llmcheck.report.finding import Finding, Remedy, Report
 from llmcheck.report.gate import Gate, gates
 
@@ -40,7 +40,7 @@ def render(report: Report, gate: Gate, *, fallback: str) -> str:
         "results": [_result(finding, codes.index(finding.code), gate, fallback) for finding in failures],
         "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": _notifications(report)}],
     }
-    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1, ensure_ascii=True) + "\n"
+    return ascii_json({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]})
 
 
 def _rule(finding: Finding) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _artifact(path: str) -> dict[str, str]:
         relative = os.path.relpath(relative)
     if relative.startswith(".."):
         relative = os.path.basename(relative)
-    return {"uri": quote(relative.replace(os.sep, "/")), "uriBaseId": "SRCROOT"}
+    return {"uri": quote(os.fsencode(relative.replace(os.sep, "/"))), "uriBaseId": "SRCROOT"}
 
 
 def _notifications(report: Report) -> list[dict[str, Any]]:

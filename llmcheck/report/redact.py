@@ -36,7 +36,8 @@ _SECRETS: tuple[tuple[str, str], ...] = (
     ("private-key", r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[\s\S]{0,8000}?(?:-----END [A-Z ]{0,30}PRIVATE KEY-----|\Z)"),
     # Before the tokens: a token may be the user's name or a part of the password. Up to the last @: a password may hold one.
     ("credentials", r"\b[a-z][a-z0-9+.-]{1,20}://(?!(?:git|hg|svn)@[^@\s/]*(?:[\s/]|$))(?P<secret>[^\s/\"'<>]{1,400})@"),
-    ("credentials", r"(?<![\w/.-])[\w.-]{1,60}:(?P<secret>[^\s/@:\"'<>]{6,200})@(?!sha256:)(?=[A-Za-z0-9])"),  # user:password@host in a hostfile
+    # user:password@host, as in a hostfile; image:tag@sha256:… is none
+    ("credentials", r"(?<![\w/.-])[\w.-]{1,60}:(?P<secret>[^\s/@:\"'<>]{6,200})@(?!sha256:)(?=[A-Za-z0-9])"),
     ("token", r"\bhf_[A-Za-z0-9]{10,}"),  # Hugging Face
     ("token", r"\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_[A-Za-z0-9_]{20,}"),
     ("token", r"\bglpat-[A-Za-z0-9_-]{16,}"),
@@ -47,11 +48,15 @@ _SECRETS: tuple[tuple[str, str], ...] = (
     ("token", r"\bnvapi-[A-Za-z0-9_-]{16,}|\bdckr_pat_[A-Za-z0-9_-]{16,}|\bpypi-[A-Za-z0-9_-]{16,}|\bnpm_[A-Za-z0-9]{20,}"),
     ("jwt", r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"),
     ("secret", r"(?i)\b(?:bearer|basic)\s+(?P<secret>[A-Za-z0-9._~+/=-]{12,})"),
-    ("secret", r"(?i)(?<![a-z0-9])(?:wandb[_ .]?(?:login|key)|login|key)[\"']?[\s=:,(]{1,4}(?:key=)?[\"']?(?P<secret>[0-9a-f]{40})\b"),  # wandb
+    # wandb's keys have no mark of their own: 40 hexadecimal digits
+    ("secret", r"(?i)(?<![a-z0-9])(?:wandb[_ .])?(?:login|key)[\"']?[\s=:,(]{1,4}(?:key=)?[\"']?(?P<secret>[0-9a-f]{40})\b"),
     ("secret", r"(?i)--[a-z0-9_-]{0,30}(?:token|password|secret|api[_-]?key)[ =][\"']?" + _VALUE),
     ("secret", rf"(?i)(?<![a-z0-9]){_SURE_NAMES}[\"']?\s{{0,4}}[:=]\s{{0,4}}[\"']?" + _VALUE),
     # A bare `token`: its value has digits and letters, and no spaces.
-    ("secret", r"(?i)(?<![a-z0-9_-])(?:token|auth)[\"']?\s{0,4}[:=]\s{0,4}[\"']?(?P<secret>(?=[A-Za-z._~+/=-]{0,64}\d)[A-Za-z0-9._~+/=-]{16,})"),
+    (
+        "secret",
+        r"(?i)(?<![a-z0-9_-])(?:token|auth)[\"']?\s{0,4}[:=]\s{0,4}[\"']?(?P<secret>(?=[a-z._~+/=-]{0,64}\d)[a-z0-9._~+/=-]{16,})",
+    ),
     ("signature", r"(?i)[?&](?:sig|signature|x-amz-signature|x-amz-credential|x-amz-security-token|se|sp)=(?P<secret>[^&\s\"']{4,})"),
 )  # fmt: skip
 _OTHERS: tuple[tuple[str, str], ...] = (

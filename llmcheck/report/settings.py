@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmcheck import jsonfile, toml
 from llmcheck.codec import from_plain
-from llmcheck.errors import UserError, did_you_mean
+from llmcheck.errors import UserError, did_you_mean, several
 from llmcheck.report.finding import Finding
 from llmcheck.report.gate import FailOn, Gate, Ignore
 from llmcheck.rules.rule import Confidence
@@ -77,9 +77,7 @@ def check(settings: Settings, codes: Sequence[str], path: str) -> None:
 
 
 def _faulty(path: str, problems: Sequence[str]) -> UserError:
-    return UserError(
-        "the settings file has faults", code="settings", where=path, why="\n       ".join(problems[:20]), hint="docs/guides/gate.md"
-    )
+    return UserError("the settings file has faults", code="settings", where=path, why=several(problems[:20]), hint="docs/guides/gate.md")
 
 
 def gate(

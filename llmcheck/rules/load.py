@@ -15,7 +15,7 @@ from typing import Any
 
 from llmcheck import toml
 from llmcheck.codec import from_plain
-from llmcheck.errors import UserError, did_you_mean
+from llmcheck.errors import UserError, did_you_mean, several
 from llmcheck.rules.facts import Registry
 from llmcheck.rules.patterns import complaints
 from llmcheck.rules.rule import MAX_LINES, MAX_WITHIN_LINES, Condition, Context, LogPattern, Pack, Rule, reference
@@ -309,4 +309,4 @@ def _refuse_repeats(packs: Sequence[Pack]) -> None:
 def _refused(folder: str, problems: Sequence[str]) -> UserError:
     shown = [*problems[:_MAX_PROBLEMS], *([f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else [])]
     what = "the rule pack has a fault" if len(problems) == 1 else f"the rule pack has {len(problems)} faults"
-    return UserError(what, code="pack", where=folder, why="\n       ".join(shown), hint="rules/README.md describes the format")
+    return UserError(what, code="pack", where=folder, why=several(shown), hint="rules/README.md describes the format")

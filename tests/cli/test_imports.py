@@ -45,7 +45,7 @@ def test_nothing_heavy_is_loaded(args: list[str]) -> None:
     assert [name for name in FORBIDDEN if name in loaded] == []
 
 
-DOCTOR = tuple(name for name in FORBIDDEN if name not in ("rich", "packaging", "logging"))  # these three lay reports out and order versions
+DOCTOR = tuple(name for name in FORBIDDEN if name not in ("packaging", "logging"))  # these two order versions
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,6 @@ def test_doctor_explain_and_rules_load_nothing_heavy(args: list[str]) -> None:
     code, loaded = json.loads(done.stdout)
     assert code in (0, 1, 3)
     assert [name for name in DOCTOR if name in loaded] == []
-
-
-def test_machine_forms_do_without_rich() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, '["doctor", "--format", "json"]'], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert [name for name in json.loads(done.stdout)[1] if name.split(".")[0] == "rich"] == []
 
 
 def test_help_loads_no_command() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcheck.console import Terminal, escape, terminal
+from llmcheck.console import Terminal, escape, inert, terminal
 
 
 class Stream(io.TextIOWrapper):
@@ -63,3 +64,26 @@ def test_escaped_text_is_always_printable(text: str) -> None:
 @given(st.text(st.characters(categories=["L", "N", "P"])))
 def test_printable_text_is_left_as_it_is(text: str) -> None:
     assert escape(text) == text
+
+
+# A line that GitHub's runner acts on: actions/runner, ActionCommand.cs (TryParseV2 trims blanks before it; TryParse looks anywhere).
+COMMAND = re.compile(r"^\s*::|##\[|##vso\[|##teamcity\[", re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", ["::error::x", "a\n  ::add-mask::x", "\u00a0::x", "x ##[set-output name=a]b", "##vso[task]", "####[x]"])
+def test_no_text_is_a_command_to_a_runner(text: str) -> None:
+    assert COMMAND.search(inert(text)) is None
+
+
+@pytest.mark.parametrize("text", ["std::vector and a ::b", "## heading", "c10::Error", "", "a: b\n\nc\n"])
+def test_other_text_stays_as_it_is(text: str) -> None:
+    assert inert(text) == text
+
+
+@given(st.text(alphabet=":# [\nav\t"))
+def test_no_text_is_ever_a_command(text: str) -> None:
+    assert COMMAND.search(inert(text)) is None
+
+
+def test_no_stream_at_all_shows_nothing() -> None:
+    assert terminal(None, {"TERM": "xterm"}) == Terminal(columns=100, colour=False, unicode=False)

@@ -87,6 +87,17 @@ def test_where_only_an_effect_is_known_the_exception_is_given() -> None:
     assert of("effect\n" + CRASH, rule("effect", "cascade")).exception is not None
 
 
+def test_a_messenger_is_no_exception_to_show_beside_an_effect() -> None:
+    crash = CRASH.replace("ValueError: x", "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:")
+    assert of("effect\n" + crash, rule("effect", "cascade")).exception is None
+    assert of(crash, rule("effect", "cascade")).exception is not None
+
+
+def test_an_unsure_effect_stands_under_a_surer_one_where_no_root_is_known() -> None:
+    rules = (rule("sure", "cascade"), rule("unsure", "cascade", confidence="low"), rule("other", "cascade"))
+    assert shape(of("unsure\nsure\nother\n", *rules)) == [("SURE", ["UNSURE"], []), ("OTHER", [], [])]
+
+
 def test_a_clean_log_has_no_diagnosis() -> None:
     assert of("step 1\n", rule("cause")) == Diagnosis(num_lines=1, num_bytes=7)
 

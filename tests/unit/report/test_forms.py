@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -10,8 +11,9 @@ from sarif_pydantic import Sarif
 
 from llmcheck.console import Terminal
 from llmcheck.render import annotations, junit, report_json, report_markdown, report_text, sarif
-from llmcheck.report.finding import Report
+from llmcheck.report.finding import Remedy, Report
 from llmcheck.report.gate import Gate
+from tests.unit.report.conftest import finding
 
 GATE = Gate()
 
@@ -50,8 +52,6 @@ def test_experimental_rules_are_notes_in_sarif(report: Report) -> None:
 
 
 def test_sarif_paths_carry_no_folder_of_this_machine(report: Report, tmp_path: object) -> None:
-    from dataclasses import replace
-
     from llmcheck.rules.facts import Location
 
     far = replace(report.findings[0], location=Location(uri=f"{tmp_path}/secret/run.log", line=1))
@@ -85,8 +85,6 @@ def test_annotations_cannot_be_injected(report: Report) -> None:
 
 
 def test_annotations_stop_at_ten_of_a_kind(report: Report) -> None:
-    from dataclasses import replace
-
     many = replace(report, findings=report.findings[:1] * 25)
     lines = annotations.render(many, GATE).splitlines()
     assert len(lines) == 11
@@ -112,12 +110,45 @@ def test_text_says_what_where_fix_and_how_to_learn_why(report: Report) -> None:
         "seen 8 times on 2 ranks",
         "fix: pip install",
         "llmcheck explain LCS001",
-        "an effect of LCS001",
+        "then   LCS002",
     ):
         assert part in text
+    assert "llmcheck explain LCS002" not in text  # an effect takes one line
     assert "unknown  LCV004" in text
-    assert "2 errors, 1 warning" not in text  # the experimental one is an error too, told as such
-    assert "3 errors, 1 warning, 1 passed, 1 skipped, 1 unknown, 1 suppressed" in text
+    assert "2 errors, 1 warning, 1 effect, 1 passed, 1 skipped, 1 unknown, 1 suppressed" in text
+
+
+def test_verbose_text_tells_effects_in_full(report: Report) -> None:
+    text = report_text.render(report, 1, Terminal(columns=100), verbose=True)
+    assert "an effect of LCS001" in text
+    assert "llmcheck explain LCS002" in text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_text_keeps_to_the_width_but_for_what_is_to_be_copied(report: Report, columns: int) -> None:
+    long = replace(report.findings[0], message="many words " * 30, evidence=("more of them " * 40,), candidates=("a-slug",) * 20)
+    command = Remedy(kind="command", run=("pip", "install", *["package"] * 40))
+    shown = replace(long, fix=(command, Remedy(kind="advice", text="a piece of advice " * 20)))
+    harmless = tuple(replace(f, message="a message") for f in report.findings[1:])
+    told = replace(report, findings=(shown, *harmless), exceptions=(replace(report.exceptions[0], message="an exception"),))
+    text = report_text.render(told, 1, Terminal(columns=columns), verbose=True)
+    wide = [line for line in text.splitlines() if len(line) > columns]
+    assert [line.strip() for line in wide] == [f"fix: {command.words()}"]
+
+
+def test_one_reason_for_many_undecided_rules_is_told_once(report: Report) -> None:
+    undecided = tuple(finding(f"LCV{n:03}", outcome="unknown", message="", missing=((f"pkg.p{n}", "no answer"),)) for n in range(200))
+    text = report_text.render(replace(report, findings=undecided), 3, Terminal(columns=100))
+    assert text.count("no answer") == 1
+    assert "200 rules:" in text
+
+
+def test_two_readings_of_one_line_show_it_once(report: Report) -> None:
+    first = replace(report.findings[0], evidence=("the line itself",))
+    other = replace(first, code="LCS009", message="another reading")
+    text = report_text.render(replace(report, findings=(first, other)), 1, Terminal(columns=100))
+    assert text.count("the line itself") == 1
+    assert "or       LCS009 another reading" in text
 
 
 def test_markdown_escapes(report: Report) -> None:
