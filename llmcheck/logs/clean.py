@@ -132,7 +132,10 @@ _LEVEL_FORMS = (
     # warnings.warn: file.py:12: UserWarning: message
     r"(?:\S{1,300}:\d{1,6}: )?(?P<l5>\w{0,60}Warning): ",
     rf"\{{[^\n]{{0,200}}?\"(?:level|levelname|severity)\": ?\"(?P<l6>(?i:{_WORDS}))\"",
+    # A turn of a conversation that a trainer prints as a sample: words of the data, not of the run.
+    r"(?:<\|im_start\|>|### ?)?(?P<talk>[Uu]ser|[Aa]ssistant|[Hh]uman|USER|ASSISTANT|HUMAN|gpt): ?(?=\S)",
 )
+_KINDS: dict[str, Level] = {"l5": "warning", "talk": "info"}  # forms that say their level by what they are
 _RANK = r"\[[Rr](?:ank|ANK)[ :=_]{0,2}(\d{1,6})\]|\bRank (\d{1,6})\b"
 _RANK_CHARS = 200  # of the line that a rank is looked for in
 
@@ -194,7 +197,9 @@ def _level(text: str) -> Level | None:
     match = _level_forms().match(text, 0, _MAX_PREFIX_CHARS)
     if match is None or match.lastgroup is None:
         return None
-    return "warning" if match.lastgroup == "l5" else _LEVELS[match[match.lastgroup].upper()]
+    if match.lastgroup in _KINDS:
+        return _KINDS[match.lastgroup]
+    return _LEVELS[match[match.lastgroup].upper()]
 
 
 def _unwrap_json(text: str) -> str:
