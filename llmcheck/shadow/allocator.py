@@ -144,12 +144,13 @@ class Allocator:
         before = ends.pop(addr, None)
         if before is not None:
             del free[bisect_left(free, before)]
+            block += before - addr  # sizes add up, the address is the lower one
             addr = before & ADDRESS  # its entry in `starts` is replaced below
         after = starts.pop(end, None)
         if after is not None:
             del free[bisect_left(free, after)]
+            block += after - end
             end += after >> SIZE_SHIFT
-        block = end - addr << SIZE_SHIFT | addr
         insort(free, block)
         starts[addr] = ends[end] = block
         return block
@@ -197,12 +198,12 @@ class NativeAllocator(Allocator):
         return Pool(small, MIN_BLOCK if small else SMALL_SIZE + MIN_BLOCK)
 
     def take(self, size: int, pool: Pool) -> int:
-        free = pool.free
-        i = bisect_left(free, size << SIZE_SHIFT)
+        free, starts = pool.free, pool.starts
+        wanted = size << SIZE_SHIFT
+        i = bisect_left(free, wanted)
         if i < len(free):
             block = free.pop(i)
             addr, whole = block & ADDRESS, block >> SIZE_SHIFT
-            starts = pool.starts
             del starts[addr]
             if whole - size < pool.min_rest:
                 del pool.ends[addr + whole]
@@ -212,11 +213,10 @@ class NativeAllocator(Allocator):
             addr, whole = block & ADDRESS, block >> SIZE_SHIFT
             if whole - size < pool.min_rest:
                 return block
-            starts = pool.starts
-        tail = whole - size << SIZE_SHIFT | addr + size
+        tail = block - wanted + size
         insort(free, tail)
         starts[addr + size] = pool.ends[addr + whole] = tail
-        return size << SIZE_SHIFT | addr
+        return wanted + addr
 
     def _new_segment(self, size: int, pool: Pool) -> int:
         segment = segment_size(size)
@@ -247,24 +247,31 @@ class ExpandableAllocator(Allocator):
         return pool
 
     def take(self, size: int, pool: Pool) -> int:
-        free = pool.free
-        i = bisect_left(free, size << SIZE_SHIFT)
+        free, starts = pool.free, pool.starts
+        wanted = size << SIZE_SHIFT
+        i = bisect_left(free, wanted)
         if i == len(free):
             i = bisect_left(free, self._expand(pool, size))
         block = free[i]
-        addr, whole = block & ADDRESS, block >> SIZE_SHIFT
-        if addr + whole in pool.holes and i + 1 < len(free):  # it can grow, so something that follows may count as smaller
+        addr = block & ADDRESS
+        end = addr + (block >> SIZE_SHIFT)
+        if end in pool.holes and i + 1 < len(free):  # it can grow, so something that follows may count as smaller
             i = self._best_of(pool, i)
             block = free[i]
-            addr, whole = block & ADDRESS, block >> SIZE_SHIFT
-        del free[i], pool.starts[addr]
-        if whole == size:
-            del pool.ends[addr + whole]
+            addr = block & ADDRESS
+            end = addr + (block >> SIZE_SHIFT)
+        del starts[addr]
+        tail = block - wanted + size
+        if tail == end:  # nothing is left
+            del free[i], pool.ends[end]
             return block
-        tail = whole - size << SIZE_SHIFT | addr + size
-        insort(free, tail)
-        pool.starts[addr + size] = pool.ends[addr + whole] = tail
-        return size << SIZE_SHIFT | addr
+        if i and free[i - 1] > tail:
+            del free[i]
+            insort(free, tail)
+        else:
+            free[i] = tail
+        starts[addr + size] = pool.ends[end] = tail
+        return wanted + addr
 
     @staticmethod
     def _best_of(pool: Pool, i: int) -> int:

@@ -333,6 +333,8 @@ def _search(replays: Replays, low: int, high: int) -> int:
     step = max(16 * MIB, high // 256)
     stride = step
     while low + stride < high:
+        if stride == 2 * step and replays.under(low + step).ran:  # the next step, where most end, before the one after it
+            return low + step
         if replays.under(low + stride).ran:
             high = low + stride
             break

@@ -64,7 +64,8 @@ class Tape:
     def block_sizes(self) -> list[int]:
         """The requests as the allocator rounds them. Every replay asks, so they are kept."""
         if len(self._block_sizes) < len(self.sizes):
-            self._block_sizes = [rounded(nbytes) for nbytes in self.sizes]
+            known = {nbytes: rounded(nbytes) for nbytes in set(self.sizes)}
+            self._block_sizes = [known[nbytes] for nbytes in self.sizes]
         return self._block_sizes
 
     def mark(self, kind: str, name: str = "") -> None:

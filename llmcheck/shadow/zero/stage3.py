@@ -136,15 +136,32 @@ class Coordinator:
         self.release_cache: dict[tuple[int, int], frozenset[int]] = {}
         self.params: list[Param] = []
         self.uses: dict[bool, tuple[list[int], dict[int, list[int]]]] = {}
-        self.own: dict[tuple[int, bool], list[Param]] = {}
+        self.own: dict[Module, list[Param]] = {}
+        self.listed: dict[tuple[Module, bool], list[Param]] = {}
+        self.below: dict[Module, list[Param]] = {}
 
-    def own_params(self, module: Module, recurse: bool | None = None) -> list[Param]:
-        """``iter_params``: a leaf module's parameters are all those below it (`recurse` overrides)."""
-        recurse = module.zero_leaf if recurse is None else recurse
-        found = self.own.get((id(module), recurse))
+    def own_params(self, module: Module) -> list[Param]:
+        """``iter_params``: a leaf module's parameters are all those below it."""
+        found = self.own.get(module)
         if found is None:
-            params = module.parameters() if recurse else [p for _, p in module.own_params()]
-            found = self.own[id(module), recurse] = list({id(p): p for p in params}.values())
+            found = self.own[module] = self._params(module, module.zero_leaf)
+        return found
+
+    def _params(self, module: Module, recurse: bool) -> list[Param]:
+        key = module, recurse
+        if key not in self.listed:
+            params = self._params_below(module) if recurse else [p for _, p in module.own_params()]
+            self.listed[key] = list(dict.fromkeys(params))
+        return self.listed[key]
+
+    def _params_below(self, module: Module) -> list[Param]:
+        """``module.parameters()``, each module walked once for all that are above it."""
+        found = self.below.get(module)
+        if found is None:
+            params = [p for _, p in module.own_params()]
+            for _, child in module.children():
+                params += self._params_below(child)
+            found = self.below[module] = list(dict.fromkeys(params))
         return found
 
     def reset_step(self) -> None:
@@ -288,7 +305,7 @@ class Coordinator:
         if leaf not in self.uses:
             numels, places = [0], dict[int, list[int]]()
             for place, module in enumerate(self.order):
-                params = self.own_params(module, leaf)
+                params = self._params(module, leaf)
                 for p in params:
                     places.setdefault(p.ds.ident, []).append(place)
                 numels.append(numels[-1] + sum(p.ds.numel for p in params))
