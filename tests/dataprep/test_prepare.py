@@ -377,12 +377,14 @@ def test_the_fast_encoder_is_made_anew_when_it_grows(tokenizer_folder: Path, mon
 
     loaded = tokenizers_.load(str(tokenizer_folder))
     quick = encoders._Gigatoken(loaded.serialized)
-    sizes = iter([quick._fresh_bytes + encoders.CACHE_BYTES + 1, 5, 5])
+    sizes = iter([100, *[101 + encoders.CACHE_BYTES] * encoders.MIN_BATCHES])
     monkeypatch.setattr(encoders, "_resident_bytes", lambda: next(sizes))
-    before = quick._own
-    encoders.compare(quick, encoders.reference(loaded), ["Human: \n"])
+    before, slow = quick._own, encoders.reference(loaded)
+    for number in range(encoders.MIN_BATCHES):
+        assert quick._own is before
+        encoders.compare(quick, slow, [f"Human: {number}\n"])
     assert quick._own is not before
-    assert quick._fresh_bytes == 5
+    encoders.compare(quick, slow, ["Human: \n"])
 
 
 def test_without_the_fast_encoder_it_is_said(run: Any, jsonl: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
