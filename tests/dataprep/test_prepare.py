@@ -65,6 +65,16 @@ def test_the_files_are_what_the_manifest_says(run: Any, jsonl: Rows, tmp_path: P
     ]
 
 
+def test_the_files_are_as_large_as_the_planner_says(run: Any, jsonl: Rows) -> None:
+    from llmcheck import dataprep
+
+    manifest = run(jsonl(*[GOOD] * 1000)).manifest
+    mean = manifest["num_tokens"] / 1000
+    # 16-bit ids, as of the tokenizers of LLaMA's kind; the file of beginnings has one more, the end
+    said = dataprep.estimate(1000, seq_len=64, ranks_per_node=1, mean_tokens=mean, tokenizer="sentencepiece", language="en")
+    assert sum(file["num_bytes"] for file in manifest["files"].values()) == said.ours.disk_bytes + 8
+
+
 def test_every_row_of_the_source_is_written_or_told(run: Any, jsonl: Rows) -> None:
     rows = [
         GOOD,
