@@ -105,9 +105,10 @@ _DROPPED_FRACTION = 0.05  # assumed: at most this share of rows has no supervise
 _CORE_SPEED_UP = 2.0  # assumed: the fastest server core against one core of the measurement
 
 # --- ours ---
-_TOKEN_FILE_BYTES = 4 + 1 / 8  # uint32, and one bit of the loss mask
-_ROW_FILE_BYTES = 24  # offset, length, supervised tokens, source line
-_PACK_FILE_BYTES = 8  # a row's place in the packed order
+# What `llmcheck data prepare` writes (docs/guides/preparing-data.md): ids as uint32, or as uint16 for the 32,000 of LLaMA's kind, a byte of
+# the loss mask; for each row where it begins and its source line.
+_TOKEN_FILE_BYTES: dict[TokenizerKind, int] = {"byte-bpe": 4 + 1, "sentencepiece": 2 + 1}
+_ROW_FILE_BYTES = 8 + 8
 _PROCESS_BYTES = 309 * MIB  # largest of three measured runs over 227k rows
 _PROCESS_BYTES_MAX = 963 * MIB  # the native tokenizer's caches, filled with random words
 _ROW_BYTES = 64  # assumed: a row's record and its place in the packer's lists, all rows at once
@@ -136,7 +137,7 @@ def estimate(
         tokenizer=tokenizer,
         language=language,
         naive=_naive(num_samples, seq_len, ranks_per_node, naive_times),
-        ours=_ours(num_samples, mean, our_times),
+        ours=_ours(num_samples, mean, tokenizer, our_times),
         assumptions=(
             f"{mean:.0f} tokens per sample ({source}), at most {seq_len}",
             f"a {_KINDS[tokenizer]} tokenizer, {_NAMES[language]} text; rates of one core (naive) and of two (ours)",
@@ -175,9 +176,9 @@ def _naive(num_samples: int, seq_len: int, ranks: int, times: _Times) -> Way:
     )
 
 
-def _ours(num_samples: int, mean_tokens: float, times: _Times) -> Way:
+def _ours(num_samples: int, mean_tokens: float, tokenizer: TokenizerKind, times: _Times) -> Way:
     rows = num_samples * _ROW_BYTES
-    files = num_samples * mean_tokens * _TOKEN_FILE_BYTES + num_samples * (_ROW_FILE_BYTES + _PACK_FILE_BYTES)
+    files = num_samples * mean_tokens * _TOKEN_FILE_BYTES[tokenizer] + num_samples * _ROW_FILE_BYTES
     return Way(
         name="one process per node writes flat token files that the ranks map into memory",
         host_bytes=_PROCESS_BYTES + rows,

@@ -63,7 +63,8 @@ def test_an_end_token_outside_the_marks_is_learnt_too() -> None:
 def test_a_template_that_shortens_earlier_answers() -> None:
     """As templates of reasoning models do: what was thought is left out of all but the last answer."""
     text = (
-        "{%- for m in messages %}{{ '<s>' + m['role'] + '\n' }}{%- if m['role'] == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
+        "{%- for m in messages %}{{ '<s>' + m['role'] + '\n' }}"
+        "{%- if m['role'] == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
         "{{ m['content'] + '</s>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
     )
     (parts,) = render(text, TALK)

@@ -65,6 +65,16 @@ def test_the_files_are_what_the_manifest_says(run: Any, jsonl: Rows, tmp_path: P
     ]
 
 
+def test_the_files_are_as_large_as_the_planner_says(run: Any, jsonl: Rows) -> None:
+    from llmcheck import dataprep
+
+    manifest = run(jsonl(*[GOOD] * 1000)).manifest
+    mean = manifest["num_tokens"] / 1000
+    # 16-bit ids, as of the tokenizers of LLaMA's kind; the file of beginnings has one more, the end
+    said = dataprep.estimate(1000, seq_len=64, ranks_per_node=1, mean_tokens=mean, tokenizer="sentencepiece", language="en")
+    assert sum(file["num_bytes"] for file in manifest["files"].values()) == said.ours.disk_bytes + 8
+
+
 def test_every_row_of_the_source_is_written_or_told(run: Any, jsonl: Rows) -> None:
     rows = [
         GOOD,
@@ -377,12 +387,14 @@ def test_the_fast_encoder_is_made_anew_when_it_grows(tokenizer_folder: Path, mon
 
     loaded = tokenizers_.load(str(tokenizer_folder))
     quick = encoders._Gigatoken(loaded.serialized)
-    sizes = iter([quick._fresh_bytes + encoders.CACHE_BYTES + 1, 5, 5])
+    sizes = iter([100, *[101 + encoders.CACHE_BYTES] * encoders.MIN_BATCHES])
     monkeypatch.setattr(encoders, "_resident_bytes", lambda: next(sizes))
-    before = quick._own
-    encoders.compare(quick, encoders.reference(loaded), ["Human: \n"])
+    before, slow = quick._own, encoders.reference(loaded)
+    for number in range(encoders.MIN_BATCHES):
+        assert quick._own is before
+        encoders.compare(quick, slow, [f"Human: {number}\n"])
     assert quick._own is not before
-    assert quick._fresh_bytes == 5
+    encoders.compare(quick, slow, ["Human: \n"])
 
 
 def test_without_the_fast_encoder_it_is_said(run: Any, jsonl: Rows, monkeypatch: pytest.MonkeyPatch) -> None:

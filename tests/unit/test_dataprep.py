@@ -61,9 +61,9 @@ def test_our_way_takes_minutes() -> None:
     assert (low, high) == pytest.approx((150, 480), rel=0.02)
 
 
-def test_our_files_take_4_bytes_and_a_bit_per_token() -> None:
-    given_tokens = ways(num_samples=1000, mean_tokens=800.0).ours.disk_bytes
-    assert given_tokens == 1000 * 800 * 4 + 1000 * 800 // 8 + 1000 * (24 + 8)
+@pytest.mark.parametrize(("kind", "num_bytes"), [("byte-bpe", 5), ("sentencepiece", 3)])
+def test_our_files_take_an_id_and_a_byte_per_token(kind: str, num_bytes: int) -> None:
+    assert ways(num_samples=1000, mean_tokens=800.0, tokenizer=kind).ours.disk_bytes == 1000 * 800 * num_bytes + 1000 * (8 + 8)
 
 
 def test_samples_longer_than_the_sequence_are_cut() -> None:
