@@ -89,6 +89,6 @@ def test_the_three_packages_are_siblings(python: Path, tmp_path: Path) -> None:
 def test_nothing_but_the_core_is_installed(python: Path, tmp_path: Path) -> None:
     listed = json.loads(must(python, "-m", "pip", "list", "--format", "json", cwd=tmp_path))
     names = {entry["name"].lower() for entry in listed} - {"pip", "setuptools"}
-    core = {"llmcheck", "nvidia-ml-py", "packaging", "rich"}
+    core = {"llmcheck", "nvidia-ml-py", "packaging", "rich", "tomli"}
     of_rich = {"markdown-it-py", "mdurl", "pygments"}
-    assert names == core | of_rich | ({"tomli"} if sys.version_info < (3, 11) else set())
+    assert names == core | of_rich
