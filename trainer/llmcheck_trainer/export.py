@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers.core_model_loading import revert_weight_conversion
 
 from llmcheck.errors import UserError
 from llmcheck.types import TrainingRecipe, TrainSettings
+from llmcheck_trainer import weights
 
 SHARD_BYTES = 4 << 30
 _BESIDE = ("generation_config.json", "chat_template.jinja")
@@ -68,14 +70,16 @@ def _write_model(module: Any, folder: str, source: str) -> None:
     writer = _Shards(folder) if dist.get_rank() == 0 else None
     for name, tensor in _merged(base):
         if writer is not None:
-            writer.add(name, tensor)
+            for written, part in revert_weight_conversion(base, {name: tensor}).items():  # checkpoints of some families have other names
+                writer.add(written, part)
     if writer is None:
         return
     writer.finish()
     _save_config(base, folder)
     _write_beside(folder, source)
     _compare(writer.sums)
-    _check_keys(folder)
+    if not weights.has_other_layout(base):
+        _check_keys(base, folder)
 
 
 def _merged(base: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -105,7 +109,7 @@ def _merged_layer(prefix: str, part: Any) -> Iterator[tuple[str, torch.Tensor]]:
     adapters = [p for name, p in part.named_parameters() if "lora_" in name]
     with _gathered([base.weight, *adapters]):
         if dist.get_rank() == 0:
-            weight = base.weight
+            weight: Any = base.weight
             if hasattr(weight, "quant_state"):
                 from bitsandbytes.functional import dequantize_4bit
 
@@ -227,16 +231,14 @@ def _compare(sums: dict[str, tuple[str, float]]) -> None:
                     raise UserError(f"{name} reads back differently", code="export", where=path, why="the disk is full or failing")
 
 
-def _check_keys(folder: str) -> None:
+def _check_keys(base: Any, folder: str) -> None:
     """An empty model of the written configuration has exactly the written parameters."""
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from llmcheck_trainer.weights import readers
 
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     shapes = {name: tuple(p.shape) for name, p in empty.named_parameters()}
-    found = {name: tuple(read().shape) for name, read in readers(folder).items()}
+    found = {weights.renamed(base, name): tuple(read().shape) for name, read in weights.readers(folder).items()}
     wrong = [name for name, shape in shapes.items() if found.get(name) != shape]
     if wrong:
         raise UserError(

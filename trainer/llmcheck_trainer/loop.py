@@ -112,14 +112,14 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
     lr = settings.lr or recipe.deepspeed.get("optimizer", {}).get("params", {}).get("lr") or DEFAULT_LR[recipe.method]
     phase.name = "loading the model"
     net = model.build_model(plan.model, recipe, device, folder=folder)
+    torch.manual_seed(settings.seed + rank)  # dropout differs from rank to rank; adapters did not
     meter.mark("model")
     phase.name = "deepspeed.initialize"
     engine = build_engine(net, recipe, device, lr=lr, weight_decay=settings.weight_decay, **more)
     meter.mark("init")
     adapters = recipe.lora is not None
     size = checkpoint.size_bytes(engine, adapters=adapters)
-    if rank == 0:
-        checkpoint.check_space(settings.output, size * (settings.keep + 1))
+    checkpoint.check_space(settings.output, size * (settings.keep + 1))
     state = checkpoint.State(
         step=0, position=0, num_tokens=0, best_loss=None, bad_evaluations=0, plan_digest=plan_file.digest, run_identity=run_identity
     )

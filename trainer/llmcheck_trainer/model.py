@@ -7,10 +7,13 @@ then adapters. Nothing is initialised that a checkpoint fills.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import zlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
@@ -180,6 +183,8 @@ def _adapted(model: Any, spec: LoraSpec, recipe: TrainingRecipe, device: torch.d
         config.modules_to_save = [name.rsplit(".", 1)[-1] for name in names]
     with _place(recipe, device) if recipe.zero_stage == 3 else contextlib.nullcontext():
         model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    if recipe.zero_stage == 3:
+        _initialise_parts(model)
     dtype = DTYPES[recipe.precision]
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
@@ -188,6 +193,24 @@ def _adapted(model: Any, spec: LoraSpec, recipe: TrainingRecipe, device: torch.d
         for head in (model.get_input_embeddings(), model.get_output_embeddings()):
             getattr(head, "base_layer", head).requires_grad_(True)
     return model
+
+
+def _initialise_parts(model: Any) -> None:
+    """Adapters that were cut into parts as they were made: peft's own initialisation came too late and found nothing to fill.
+
+    A ~ U(±1/√in) and B = 0, as peft has them (kaiming_uniform with a = √5); elements are independent, so each rank fills its own.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        for down, up in zip(module.lora_A.values(), module.lora_B.values(), strict=True):
+            part = down.weight.ds_tensor
+            generator = torch.Generator(part.device).manual_seed(
+                (torch.initial_seed() + 7919 * dist.get_rank() + zlib.crc32(name.encode())) % 2**63
+            )
+            bound = 1.0 / math.sqrt(down.in_features)
+            part.data.uniform_(-bound, bound, generator=generator)
+            up.weight.ds_tensor.data.zero_()
 
 
 def target_names(model: Any, targets: str) -> list[str]:

@@ -96,7 +96,7 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 def load(model: Any, folder: str) -> None:
     """Fill every parameter and saved buffer of `model` from `folder`, in place. Raises UserError that names what does not fit."""
-    found = readers(folder)
+    found = {renamed(model, name): reader for name, reader in readers(folder).items()}
     prefix = model.base_model_prefix + "."
     targets = dict(model.named_parameters())
     persistent = set(model.state_dict(keep_vars=True))
@@ -111,7 +111,7 @@ def load(model: Any, folder: str) -> None:
     missing = [name for name in missing if name in dict(model.named_parameters())]
     if not missing:
         return
-    if len(missing) < len(targets) and not _other_layout(model):
+    if not has_other_layout(model):
         raise UserError(
             f"the checkpoint lacks {len(missing)} of the model's parameters",
             code="weights",
@@ -150,11 +150,23 @@ def _fill(name: str, target: Any, value: torch.Tensor, folder: str) -> None:
             part.data.view(-1)[: piece.numel()].copy_(piece)
 
 
-def _other_layout(model: Any) -> bool:
-    """Whether checkpoints of this family are laid out otherwise than the model (experts one by one, for example)."""
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+def renamed(model: Any, name: str) -> str:
+    """The model's name of a tensor that checkpoints of its family call `name`."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
 
-    return bool(get_checkpoint_conversion_mapping(model.config.model_type))
+    for transform in get_model_conversion_mapping(model):
+        if isinstance(transform, WeightRenaming):
+            name, _ = transform.rename_source_key(name)
+    return name
+
+
+def has_other_layout(model: Any) -> bool:
+    """Whether checkpoints of this family have other tensors than the model, not only other names (experts one by one, for example)."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    return any(isinstance(transform, WeightConverter) for transform in get_model_conversion_mapping(model))
 
 
 def _load_converted(model: Any, folder: str) -> None:

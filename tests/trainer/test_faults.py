@@ -1,0 +1,160 @@
+"""What must stop a run, and what it then says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rig import EOS, PAD, VOCAB, Ranks, make_data, make_model, make_plan, some_rows
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture
+def plan(model: Path, tmp_path: Path) -> Path:
+    return make_plan(tmp_path / "plan.json", model)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_data(tmp_path / "data", some_rows(20))
+
+
+def test_an_edited_plan(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    document = json.loads(plan.read_text())
+    document["recipe"]["gradient_clipping"] = 0.5
+    plan.write_text(json.dumps(document))
+
+    assert [answer["code"] for answer in two.train(plan, data, tmp_path / "out")] == ["plan-edited"] * 2
+    assert [answer["exit"] for answer in two.train(plan, data, tmp_path / "out", "--allow", "plan-edited")] == [0, 0]
+
+
+def test_another_number_of_ranks(one: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    (answer,) = one.train(plan, data, tmp_path / "out")
+
+    assert (answer["exit"], answer["code"]) == (2, "world-size")
+    assert "1 ranks were started, the plan is for 2" in answer["what"]
+
+
+def test_a_batch_that_is_not_the_product(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    document = json.loads(plan.read_text())
+    document["deepspeed"]["train_batch_size"] = 7
+    plan.write_text(json.dumps(document))
+    answers = two.train(plan, data, tmp_path / "out", "--allow", "plan-edited")
+
+    assert [answer["code"] for answer in answers] == ["batch"] * 2
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "code"),
+    [
+        ({"vocab_size": VOCAB + 1}, "vocabulary"),
+        ({"eos_id": EOS + 3}, "special-ids"),
+        ({"bos_id": 77}, "special-ids"),
+        ({"pad_id": EOS}, "pad-is-eos"),
+    ],
+)
+def test_another_tokenizer(tokenizer: dict[str, int], code: str, two: Ranks, plan: Path, tmp_path: Path) -> None:
+    whole = {"digest": "sha256:0", "vocab_size": VOCAB, "pad_id": PAD, "eos_id": EOS, "bos_id": 1, **tokenizer}
+    data = make_data(tmp_path / "data", some_rows(20), tokenizer=whole)
+
+    assert [answer["code"] for answer in two.train(plan, data, tmp_path / "out")] == [code] * 2
+
+
+def test_weights_of_another_model(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", "llama", hidden_size=64)
+    answers = two.train(plan, data, tmp_path / "out", "--weights", str(other))
+
+    assert [answer["code"] for answer in answers] == ["weights-model"] * 2
+    assert "hidden_size is 64, the plan has 48" in answers[0]["what"]
+
+
+def test_weights_that_are_cut_off(two: Ranks, plan: Path, data: Path, model: Path, tmp_path: Path) -> None:
+    broken = make_model(tmp_path / "broken", "llama")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    answers = two.train(plan, data, tmp_path / "out", "--weights", str(broken))
+
+    assert [answer["code"] for answer in answers] == ["weights"] * 2
+
+
+def test_rows_longer_than_the_plan(two: Ranks, plan: Path, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "long", [[1, *range(4, 100), 2]])
+    answers = two.train(plan, data, tmp_path / "out")
+
+    assert [answer["code"] for answer in answers] == ["data-length"] * 2
+
+
+def test_data_that_was_cut_off(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    tokens = data / "tokens.bin"
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    answers = two.train(plan, data, tmp_path / "out")
+
+    assert [answer["code"] for answer in answers] == ["data"] * 2
+    assert "tokens.bin" in answers[0]["why"]
+
+
+def test_nothing_in_the_loss(two: Ranks, plan: Path, tmp_path: Path) -> None:
+    rows = some_rows(4)
+    data = make_data(tmp_path / "silent", rows, [[0] * len(row) for row in rows])
+
+    assert [answer["code"] for answer in two.train(plan, data, tmp_path / "out")] == ["data"] * 2
+
+
+def test_packing_a_model_that_sees_across_rows(two: Ranks, data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan.json", make_model(tmp_path / "bloom", "bloom"))
+    answers = two.train(plan, data, tmp_path / "out", "--packing", "on")
+
+    assert [answer["code"] for answer in answers] == ["packing"] * 2
+
+
+def test_a_full_disk_is_seen_before_training(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.call("train_with_free_bytes", ["--plan", str(plan), "--data", str(data), "--output", str(tmp_path / "out")], [1000])
+
+    assert [answer["code"] for answer in answers] == ["disk-full"] * 2
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_a_disk_that_fills_up_does_not_end_the_run_until_the_last_save(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    """Room at the start and at the end, none in between: one checkpoint is missing, with a warning, and nothing else."""
+    arguments = ["--plan", str(plan), "--data", str(data), "--output", str(tmp_path / "out"), "--save-every", "2", "--packing", "off"]
+    answers = two.call("train_with_free_bytes", arguments, [10**12, 1000, 10**12])
+    kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+
+    assert [answer["exit"] for answer in answers] == [0, 0]
+    assert kept == ["step-00000004", "step-00000005"]
+
+
+def test_a_loss_that_is_not_a_number(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.train(
+        plan, data, tmp_path / "out", "--lr", "10", "--schedule", "constant", "--warmup", "0", "--epochs", "30", "--weight-decay", "10"
+    )
+
+    assert [(answer["exit"], answer["code"]) for answer in answers] == [(1, "nan")] * 2
+    bad = [json.loads(line) for line in (tmp_path / "out" / "bad_steps.jsonl").read_text().splitlines()]
+    assert bad[-1]["kind"] == "nan"
+    assert bad[-1]["rows"]
+    assert all(row["source"] == f"file 0 line {row['row'] + 1}" for row in bad[-1]["rows"])
+
+
+def test_running_out_of_memory_names_parts_and_levers(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.call("train_out_of_memory", ["--plan", str(plan), "--data", str(data), "--output", str(tmp_path / "out")])
+    document = json.loads(plan.read_text())
+    levers = [lever for lever in document["what_if"] if lever["delta_bytes"] < 0]
+
+    assert [(answer["exit"], answer["code"]) for answer in answers] == [(1, "out-of-memory")] * 2
+    assert "step 1 at full length" in answers[0]["what"]
+    assert "weights" in answers[0]["why"]
+    assert all(" ".join(lever["flags"]) in answers[0]["hint"] for lever in levers)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["outcome"] == "out-of-memory"
+
+
+def test_an_unknown_tracker(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.train(plan, data, tmp_path / "out", "--trackers", "tensorbord")
+
+    assert answers[0]["code"] == "tracker"
+    assert "tensorboard" in answers[0]["hint"]

@@ -1,0 +1,254 @@
+"""Whole runs on two ranks: stages, methods and packing agree with each other and with a plain loop; models learn and are exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rig import EOS, MODELS, SEQ, Ranks, make_data, make_model, make_plan, some_rows, steps_of
+from transformers import AutoModelForCausalLM
+
+from llmcheck_trainer.loss import IGNORED
+
+BLOOM_SDPA = ("--attention", "sdpa")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {family: make_model(root / family, family) for family in MODELS}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = some_rows(22)
+    supervised = [[int(i >= n // 2) for i in range(n)] for n in map(len, rows)]
+    supervised[5] = [0] * len(rows[5])  # a row that teaches nothing, which must not count
+    return make_data(tmp_path_factory.mktemp("data") / "prepared", rows, supervised)
+
+
+def reference(model: Path, data: Path, order: list[list[int]], lr: float) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """A plain loop over rows one by one: the mean over all supervised tokens of a step, AdamW, clipping. Loss by step, final weights."""
+    from llmcheck_trainer.data import Prepared
+
+    prepared = Prepared(str(data))
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    losses = []
+    for rows in order:
+        total, count = torch.zeros(()), 0
+        for row in rows:
+            start, end = prepared.offsets[row], prepared.offsets[row + 1]
+            ids = torch.tensor(prepared.tokens[start:end].astype("int64"))[None]
+            labels = torch.where(torch.tensor(prepared.supervised[start:end].astype(bool))[None], ids, IGNORED)
+            number = int((labels[:, 1:] != IGNORED).sum())
+            if number:
+                total = total + net(input_ids=ids, labels=labels).loss * number
+                count += number
+        optimizer.zero_grad()
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(total.detach()) / count)
+    return losses, {name: p.detach() for name, p in net.named_parameters()}
+
+
+def order_of(data: Path, *, batch: int, packing: bool, epochs: int) -> list[list[int]]:
+    from llmcheck_trainer.data import Prepared, Shape, Stream
+
+    stream = Stream(Prepared(str(data)), SEQ, Shape(1, 1, 1, 0), packing=packing, seed=42, pad_id=3, full_length=False)
+    total = epochs * len(stream)
+    return [[int(r) for at in range(p, min(p + batch, total)) for r in stream.rows_at(at)] for p in range(0, total, batch)]
+
+
+# Every pair of stage and family; packing in turn, so that each stage and each family has it on and off.
+PAIRS = [(family, str(zero), "on" if (zero + i) % 2 else "off") for i, family in enumerate(MODELS) for zero in range(4)]
+
+
+@pytest.mark.parametrize(("family", "zero", "packing"), PAIRS)
+def test_a_run_is_what_a_plain_loop_over_rows_would_be(
+    family: str, zero: str, packing: str, two: Ranks, folders: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    attention = ("--attention", "eager") if family == "bloom" and packing == "off" else ()
+    plan = make_plan(tmp_path / "plan.json", folders[family], "--zero", zero, "--grad-accum", "2", *attention)
+    if family == "bloom" and packing == "on":
+        set_attention(plan, "sdpa")
+    options = ["--packing", packing, "--lr", "1e-3", "--schedule", "constant", "--warmup", "0", "--epochs", "2", "--allow", "plan-edited"]
+    answers = two.train(plan, data, tmp_path / "out", *options)
+    order = order_of(data, batch=2 * 2 * 2, packing=packing == "on", epochs=2)
+    losses, weights = reference(folders[family], data, order, 1e-3)
+
+    assert [answer["exit"] for answer in answers] == [0, 0], answers
+    assert [step["loss"] for step in steps_of(tmp_path / "out")] == pytest.approx(losses, rel=2e-4)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model", dtype=torch.float32)
+    for name, parameter in exported.named_parameters():
+        # Adam divides tiny gradients by themselves: a few elements may step the other way, so the mean is what must agree.
+        assert float((parameter - weights[name]).abs().mean()) < 2e-5, name
+
+
+def set_attention(plan: Path, attention: str) -> None:
+    """Edit the plan: the planner says eager for BLOOM, since transformers has no more; the trainer does."""
+    document = json.loads(plan.read_text())
+    document["recipe"]["attention"] = attention
+    plan.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(("family", "zero", "packing"), PAIRS)
+def test_adapters_learn_and_merge(
+    family: str, zero: str, packing: str, two: Ranks, folders: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(tmp_path / "plan.json", folders[family], "--zero", zero, "--method", "lora", "--lora-rank", "4", "--lora-dropout", "0")
+    if family == "bloom" and packing == "on":
+        set_attention(plan, "sdpa")
+    options = ["--lr", "1e-2", "--schedule", "constant", "--warmup", "0", "--epochs", "3", "--packing", packing, "--allow", "plan-edited"]
+    merged = two.train(plan, data, tmp_path / "out", *options, "--export", "merged")
+    # Nothing is left to train: the same state is written in the other form.
+    adapter = two.train(plan, data, tmp_path / "out", *options, "--export", "adapter")
+    first, _ = reference(folders[family], data, order_of(data, batch=4, packing=packing == "on", epochs=1)[:1], 0.0)
+
+    assert [answer["exit"] for answer in (*merged, *adapter)] == [0] * 4, (merged, adapter)
+    losses = [step["loss"] for step in steps_of(tmp_path / "out")]
+    assert losses[0] == pytest.approx(first[0], rel=1e-4)  # adapters begin as nothing
+    assert losses[-1] < losses[0] - 0.03
+    assert logits_differ(tmp_path / "out" / "merged", tmp_path / "out" / "adapter", folders[family]) < 1e-4
+
+
+def logits_differ(merged: Path, adapter: Path, base: Path) -> float:
+    from peft import PeftModel
+
+    whole = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    start = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    ids = torch.arange(4, 40)[None]
+    with torch.no_grad():
+        before = start(input_ids=ids).logits
+        adapted = PeftModel.from_pretrained(start, adapter).eval()(input_ids=ids).logits
+        assert float((before - adapted).abs().max()) > 1e-3, "the adapter does nothing"
+        return float((whole(input_ids=ids).logits - adapted).abs().max())
+
+
+@pytest.mark.parametrize("how", ["in-place", "modules-to-save"])
+@pytest.mark.parametrize("zero", ["2", "3"])
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_adapters_with_trained_embeddings(
+    family: str, zero: str, how: str, two: Ranks, folders: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(tmp_path / "plan.json", folders[family], "--zero", zero, "--method", "lora", "--train-embeddings", how)
+    answers = two.train(plan, data, tmp_path / "out", "--lr", "1e-2", "--epochs", "2", "--export", "merged", "--packing", "off")
+
+    first, _ = reference(folders[family], data, order_of(data, batch=4, packing=False, epochs=1)[:1], 0.0)
+
+    assert [answer["exit"] for answer in answers] == [0, 0], answers
+    assert steps_of(tmp_path / "out")[0]["loss"] == pytest.approx(first[0], rel=1e-4)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged", dtype=torch.float32)
+    start = AutoModelForCausalLM.from_pretrained(folders[family], dtype=torch.float32)
+    for ours, before in ((whole.get_input_embeddings(), start.get_input_embeddings()), (whole.lm_head, start.lm_head)):
+        assert float((ours.weight - before.weight).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "zero", "method"), [("llama", "3", "full"), ("bloom", "2", "full"), ("qwen2", "1", "lora"), ("gpt_neox", "0", "full")]
+)
+def test_a_model_learns_by_heart(family: str, zero: str, method: str, two: Ranks, folders: dict[str, Path], tmp_path: Path) -> None:
+    rows = some_rows(8, seed=7, shortest=12, longest=20)
+    supervised = [[0] * 3 + [1] * (len(row) - 3) for row in rows]
+    learnt = make_data(tmp_path / "data", rows, supervised)
+    plan = make_plan(
+        tmp_path / "plan.json", folders[family], "--zero", zero, "--method", method, *(("--lora-rank", "32") if method == "lora" else ())
+    )
+    answers = two.train(
+        plan,
+        learnt,
+        tmp_path / "out",
+        "--epochs",
+        "80",
+        "--lr",
+        "1e-2",
+        "--packing",
+        "off",
+        "--save-every",
+        "0",
+        "--export",
+        "none" if method == "lora" else "model",
+    )
+
+    assert [answer["exit"] for answer in answers] == [0, 0], answers
+    assert steps_of(tmp_path / "out")[-1]["loss"] < 0.05
+    if method == "full":
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+        made = model.generate(torch.tensor(rows[0][:3])[None], max_new_tokens=30, do_sample=False, eos_token_id=EOS, pad_token_id=3)
+        assert made[0].tolist() == rows[0]  # ends of itself: the end of text was in the loss
+
+
+@pytest.mark.parametrize("loss", ["hf", "chunked"])
+def test_the_losses_train_alike(loss: str, two: Ranks, folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan.json", folders["llama"], "--loss", loss, "--zero", "3")
+    two.train(plan, data, tmp_path / "out", "--lr", "1e-3", "--schedule", "constant", "--warmup", "0", "--packing", "off")
+    losses, _ = reference(folders["llama"], data, order_of(data, batch=4, packing=False, epochs=1), 1e-3)
+
+    assert [step["loss"] for step in steps_of(tmp_path / "out")] == pytest.approx(losses, rel=2e-4)
+
+
+def test_bf16_trains_too(two: Ranks, folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan.json", folders["llama"], "--precision", "bf16", "--zero", "3")
+    answers = two.train(plan, data, tmp_path / "out", "--lr", "1e-2", "--epochs", "4")
+
+    assert [answer["exit"] for answer in answers] == [0, 0], answers
+    losses = [step["loss"] for step in steps_of(tmp_path / "out")]
+    assert losses[-1] < losses[0] - 0.1
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").dtype == torch.bfloat16
+
+
+def test_the_receipt_says_what_ran(two: Ranks, folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan.json", folders["llama"])
+    two.train(plan, data, tmp_path / "out")
+    receipt = json.loads((tmp_path / "out" / "run.json").read_text())
+    document = json.loads(plan.read_text())
+
+    assert receipt["schema"] == "llmcheck.run/1"
+    assert receipt["outcome"] == "finished"
+    assert receipt["plan_digest"] == document["digest"]
+    assert [rank["rank"] for rank in receipt["ranks"]] == [0, 1]
+    assert all(rank["step_s"] > 0 and rank["host_peak_bytes"] > 0 and rank["peak_allocated_bytes"] is None for rank in receipt["ranks"])
+    assert receipt["versions"]["deepspeed"] is not None
+    assert receipt["predicted"]["peak_allocated_bytes"] == document["estimate"]["peak_allocated_bytes"]
+
+
+def test_evaluation_is_the_mean_over_all_held_out_tokens(two: Ranks, folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    held_out = make_data(tmp_path / "held-out", some_rows(9, seed=11))
+    plan = make_plan(tmp_path / "plan.json", folders["llama"], "--zero", "3")
+    options = ["--eval-data", str(held_out), "--eval-every", "2", "--num-generations", "2", "--lr", "1e-3"]
+    answers = two.train(plan, data, tmp_path / "out", *options)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if line.get("event") == "evaluation"]
+    expected, _ = reference(tmp_path / "out" / "model", held_out, [list(range(9))], 0.0)
+
+    assert [answer["exit"] for answer in answers] == [0, 0], answers
+    assert len(evaluations) > 1
+    assert evaluations[-1]["loss"] == pytest.approx(expected[0], rel=1e-4)
+    made = [json.loads(line) for line in (tmp_path / "out" / "generations.jsonl").read_text().splitlines()]
+    assert len(made) == 2 * len(evaluations)
+    assert all(line["answer"] for line in made)
+
+
+def test_a_run_that_no_longer_improves_stops(two: Ranks, folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    held_out = make_data(tmp_path / "held-out", some_rows(9, seed=11))
+    plan = make_plan(tmp_path / "plan.json", folders["llama"])
+    options = [
+        "--eval-data",
+        str(held_out),
+        "--eval-every",
+        "1",
+        "--patience",
+        "2",
+        "--lr",
+        "0.5",
+        "--epochs",
+        "20",
+        "--on-nan",
+        "continue",
+    ]
+    two.train(plan, data, tmp_path / "out", *options)
+
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["outcome"] == "stopped-early"
