@@ -137,8 +137,6 @@ def _quantised(config: Any, recipe: TrainingRecipe, device: torch.device, folder
         raise UserError(
             "QLoRA does not run with ZeRO-3", code="conflict", where="recipe", why="DeepSpeed cannot gather 4-bit weights", hint="--zero 2"
         )
-    if folder is None:
-        raise UserError("QLoRA needs the weights that it packs", code="weights", where="--weights")
     dtype = DTYPES[recipe.precision]
     # It would reserve the unpacked size in one block first, which no estimate contains and no allocation needs.
     transformers.modeling_utils.caching_allocator_warmup = lambda *_args, **_kwargs: None
@@ -146,9 +144,11 @@ def _quantised(config: Any, recipe: TrainingRecipe, device: torch.device, folder
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        kind, made_up = (AutoModelForCausalLM, None) if folder is not None else _made_up(config, dtype)
+        model = kind.from_pretrained(
             folder,
             config=config,
+            state_dict=made_up,
             dtype=dtype,
             quantization_config=quantisation,
             device_map={"": device.index if device.index is not None else str(device)},
@@ -162,6 +162,14 @@ def _quantised(config: Any, recipe: TrainingRecipe, device: torch.device, folder
             hint='pip install "llmcheck[fast]", or plan with --method lora',
         ) from reason
     return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _made_up(config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The model's class, and weights of its shapes that take no memory: each a random line, seen as often as the shape has lines."""
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return type(model), {name: torch.randn(shape[-1:], dtype=dtype).mul_(0.02).expand(shape) for name, shape in shapes.items()}
 
 
 def _adapted(model: Any, spec: LoraSpec, recipe: TrainingRecipe, device: torch.device) -> Any:
