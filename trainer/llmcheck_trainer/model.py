@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
@@ -54,7 +54,9 @@ def build_config(spec: ModelSpec, recipe: TrainingRecipe, folder: str | None) ->
     """The configuration: the folder's, which must say what the plan says, else the plan's."""
     planned = {key: value for key, value in spec.config.items() if key != "model_type"}
     if folder is None:
-        config = AutoConfig.for_model(spec.family, **planned)
+        kind = CONFIG_MAPPING[spec.family]  # some of the plan's fields are read-only properties there, Falcon's width of a head for one
+        fields = {key: value for key, value in planned.items() if getattr(getattr(kind, key, None), "fset", kind) is not None}
+        config = AutoConfig.for_model(spec.family, **fields)
     else:
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

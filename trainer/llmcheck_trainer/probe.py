@@ -32,9 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(args.out, rehearsal.measure(plan_file, rank=args.rank, steps=args.steps))
         return 0
     except UserError as error:
-        fields = {"what": error.what, "code": error.code, "where": error.where, "why": error.why, "hint": error.hint}
-        write(args.out, {"outcome": "error", "error": {**fields, "exit_code": error.exit_code}})
+        write(args.out, failure(error))
         return error.exit_code
+
+
+def failure(error: UserError) -> dict[str, Any]:
+    """The error as a result."""
+    fields = {"what": error.what, "code": error.code, "where": error.where, "why": error.why, "hint": error.hint}
+    return {"outcome": "error", "error": {**fields, "exit_code": error.exit_code}}
 
 
 def prepare(plan_file: planfile.PlanFile) -> None:
