@@ -170,7 +170,10 @@ def _made_up(config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Tens
     """The model's class, and weights of its shapes that take no memory: each a random line, seen as often as the shape has lines."""
     with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    model.tie_weights()
+    seen: set[int] = set()  # checkpoints hold a tied weight once, under its first name
+    tensors = model.state_dict(keep_vars=True).items()
+    shapes = {name: tensor.shape for name, tensor in tensors if not (id(tensor) in seen or seen.add(id(tensor)))}
     return type(model), {name: torch.randn(shape[-1:], dtype=dtype).mul_(0.02).expand(shape) for name, shape in shapes.items()}
 
 

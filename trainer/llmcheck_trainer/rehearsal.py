@@ -60,7 +60,7 @@ def measure(plan_file: PlanFile, *, rank: int = 0, steps: int = 6, on_cpu: bool 
         outcome, timed = "out-of-memory", _Timed(None, 0, None)
     record = meter.record()
     if device.type == "cuda":
-        record["process_bytes"] = _process_bytes(device, before)
+        record["process_bytes"] = _most_of_the_process(device, before, record["peak_reserved_bytes"])
     record.update(outcome=outcome, world_size=cluster.num_gpus, versions=receipt.versions(), steps=steps, **timed.__dict__)
     if outcome == "out-of-memory":
         record["phase"] = phase[0]
@@ -196,6 +196,12 @@ def used_bytes() -> dict[Place, int]:
     except Exception:  # no library, no driver, no permission: the figure is left out then
         return {}
     return found
+
+
+def _most_of_the_process(device: torch.device, before: dict[Place, int], peak_reserved_bytes: int) -> int | None:
+    """The most that this process had on the device: what it has now beyond the allocator's memory, and the most of that."""
+    now = _process_bytes(device, before)
+    return None if now is None else now - torch.cuda.memory_reserved(device) + peak_reserved_bytes
 
 
 def _process_bytes(device: torch.device, before: dict[Place, int]) -> int | None:
