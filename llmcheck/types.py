@@ -108,6 +108,7 @@ class TrainingRecipe:
     grad_accum_steps: int = 1
     seq_len: int = 1024  # tokens
     gradient_clipping: float = 1.0
+    packing: bool = False  # several rows in a sequence, kept apart by a mask (FlashAttention: by their positions)
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -17,7 +17,7 @@ from llmcheck.units import GIB
 DATA = Path(__file__).parent / "data"
 SETS = {"peaks": "peaks.jsonl", "boundary": "boundary.jsonl", "campaign": "h100-2026-11.jsonl"}
 _MODEL_FILES = {"campaign": "models-2026-11.json"}  # the other sets have one file a model, under configs/
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _OPTIMIZERS = {
     "fused": "fused-adam",
     "torch": "adamw",
@@ -60,7 +60,7 @@ class Row:
 
     @property
     def num_layers(self) -> int:
-        return next(int(self.model.config[key]) for key in _LAYER_KEYS if key in self.model.config)
+        return next(int(self.model.config[key]) for key in LAYER_KEYS if key in self.model.config)
 
     @property
     def verdict(self) -> str | None:
@@ -104,7 +104,7 @@ def _model_config(raw: dict[str, Any], group: str) -> dict[str, Any]:
     config.update(raw.get("config", {}))
     layers = raw.get("layers")
     if layers:
-        config.update({key: layers for key in _LAYER_KEYS if key in config})
+        config.update({key: layers for key in LAYER_KEYS if key in config})
         if config.get("layer_types"):
             config["layer_types"] = config["layer_types"][:layers]
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import deepspeed
@@ -71,7 +71,7 @@ def _optimizer(recipe: TrainingRecipe, parameters: list[Any], device: torch.devi
 
 def train_step(
     engine: Any,
-    batches: Sequence[MicroBatch],
+    batches: Iterable[MicroBatch],
     num_supervised: int,
     *,
     total: torch.Tensor,
@@ -80,21 +80,25 @@ def train_step(
     """One optimizer step. Adds the summed loss of this rank to `total`, on the device; nothing here waits for it.
 
     `num_supervised`: the tokens in the loss of the whole step, over micro-batches and ranks. DeepSpeed divides by the numbers of both, so
-    the sums are multiplied by them: each supervised token of the step then weighs the same. `mark` is told fwd, bwd and step.
+    the sums are multiplied by them: each supervised token of the step then weighs the same. `mark` is told fwd, bwd and step. `batches` is
+    asked for one after the other, so that masks of one micro-batch only are on the device (no `enumerate`: it holds the last one).
     """
-    scale = engine.gradient_accumulation_steps() * dist.get_world_size() / max(num_supervised, 1)
-    for number, batch in enumerate(batches):
+    accum = engine.gradient_accumulation_steps()
+    scale = accum * dist.get_world_size() / max(num_supervised, 1)
+    number = 0
+    for batch in batches:
         output = engine(**batch.inputs, use_cache=False)
         summed = output.loss
         loss = summed * scale
         if mark is not None and number == 0:
             mark("fwd")
         engine.backward(loss)
-        if mark is not None and number == len(batches) - 1:
+        if mark is not None and number == accum - 1:
             mark("bwd")
         total += summed.detach()
-        del output, loss, summed
+        del output, loss, summed, batch
         engine.step()
+        number += 1
     if mark is not None:
         mark("step")
 

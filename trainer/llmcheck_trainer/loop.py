@@ -164,14 +164,12 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
         guarded = meter.step < NUM_GUARDED_STEPS
         phase.name = f"step {step + 1}" + (" at full length" if guarded else "")
         batches, num_supervised, num_tokens = stream.step(position, full_length=guarded)
-        on_device = [placement.put(batch) for batch in batches]
         first, position = position, min(position + shape.global_batch, stream.limit)
         step += 1
         rate = learning_rate(lr, settings.schedule, position / stream.limit, warmup=settings.warmup, floor=settings.min_lr)
         set_lr(engine, rate)
         total.zero_()
-        train_step(engine, on_device, num_supervised, total=total, mark=meter.mark)
-        del on_device
+        train_step(engine, map(placement.put, batches), num_supervised, total=total, mark=meter.mark)
         values = torch.stack((total, torch.full_like(total, float(stop.wanted))))
         dist.all_reduce(values)
         tokens += num_tokens

@@ -117,7 +117,7 @@ class _ChunkedSum(torch.autograd.Function):
             fp32.scatter_add_(1, index, -supervised.to(torch.float32).unsqueeze(1))
             if post.softcap is not None:  # d(cap·tanh(x/cap))/dx = 1 - (y/cap)²
                 capped.div_(post.softcap).square_()
-                fp32.addcmul_(fp32, capped.float() if capped.dtype != torch.float32 else capped, value=-1.0)
+                fp32.addcmul_(fp32, capped, value=-1.0)  # the kernel converts, without a copy
             if post.multiply is not None:
                 fp32.mul_(post.multiply)
             if post.divide is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
@@ -57,7 +57,9 @@ def build_config(spec: ModelSpec, recipe: TrainingRecipe, folder: str | None) ->
     """The configuration: the folder's, which must say what the plan says, else the plan's."""
     planned = {key: value for key, value in spec.config.items() if key != "model_type"}
     if folder is None:
-        config = AutoConfig.for_model(spec.family, **planned)
+        kind = CONFIG_MAPPING[spec.family]  # some of the plan's fields are read-only properties there, Falcon's width of a head for one
+        fields = {key: value for key, value in planned.items() if getattr(getattr(kind, key, None), "fset", kind) is not None}
+        config = AutoConfig.for_model(spec.family, **fields)
     else:
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -140,8 +142,6 @@ def _quantised(config: Any, recipe: TrainingRecipe, device: torch.device, folder
         raise UserError(
             "QLoRA does not run with ZeRO-3", code="conflict", where="recipe", why="DeepSpeed cannot gather 4-bit weights", hint="--zero 2"
         )
-    if folder is None:
-        raise UserError("QLoRA needs the weights that it packs", code="weights", where="--weights")
     dtype = DTYPES[recipe.precision]
     # It would reserve the unpacked size in one block first, which no estimate contains and no allocation needs.
     transformers.modeling_utils.caching_allocator_warmup = lambda *_args, **_kwargs: None
@@ -149,9 +149,11 @@ def _quantised(config: Any, recipe: TrainingRecipe, device: torch.device, folder
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        kind, made_up = (AutoModelForCausalLM, None) if folder is not None else _made_up(config, dtype)
+        model = kind.from_pretrained(
             folder,
             config=config,
+            state_dict=made_up,
             dtype=dtype,
             quantization_config=quantisation,
             device_map={"": device.index if device.index is not None else str(device)},
@@ -165,6 +167,17 @@ def _quantised(config: Any, recipe: TrainingRecipe, device: torch.device, folder
             hint='pip install "llmcheck[fast]", or plan with --method lora',
         ) from reason
     return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _made_up(config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The model's class, and weights of its shapes that take no memory: each a random line, seen as often as the shape has lines."""
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.tie_weights()
+    seen: set[int] = set()  # checkpoints hold a tied weight once, under its first name
+    tensors = model.state_dict(keep_vars=True).items()
+    shapes = {name: tensor.shape for name, tensor in tensors if not (id(tensor) in seen or seen.add(id(tensor)))}
+    return type(model), {name: torch.randn(shape[-1:], dtype=dtype).mul_(0.02).expand(shape) for name, shape in shapes.items()}
 
 
 def _adapted(model: Any, spec: LoraSpec, recipe: TrainingRecipe, device: torch.device) -> Any:

@@ -58,11 +58,16 @@ def block_mask(position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def choose_packing(wanted: str, spec: ModelSpec, recipe: TrainingRecipe, config: Any) -> bool:
-    """Whether rows are packed. Raises UserError where that was asked for and the model would see one row from another."""
+    """Whether rows are packed: as the plan says, unless `wanted` is on or off.
+
+    Raises UserError where that was asked for and the model would see one row from another.
+    """
+    packing = recipe.packing if wanted == "auto" else wanted == "on"
     why = _cannot_pack(spec, recipe, config)
-    if wanted == "on" and why:
-        raise UserError(f"{spec.name} cannot be packed", code="packing", where="--packing on", why=why, hint="--packing off")
-    return wanted != "off" and not why
+    if packing and why:
+        where = "recipe.packing" if wanted == "auto" else "--packing on"
+        raise UserError(f"{spec.name} cannot be packed", code="packing", where=where, why=why, hint="--packing off")
+    return packing
 
 
 def _cannot_pack(spec: ModelSpec, recipe: TrainingRecipe, config: Any) -> str:

@@ -92,7 +92,7 @@ class Meter:
             "device_memory_bytes": torch.cuda.get_device_properties(self.device).total_memory if gpu else None,
             "peak_allocated_bytes": self._peak_allocated if gpu else None,
             "peak_reserved_bytes": self._peak_reserved if gpu else None,
-            "process_bytes": _process_bytes(self.device) if gpu else None,
+            "process_bytes": process_bytes(self.device) if gpu else None,
             "num_alloc_retries": torch.cuda.memory_stats(self.device).get("num_alloc_retries", 0) if gpu else None,
             "host_peak_bytes": _host_peak_bytes(),
             "step_s": statistics.median(warm) if warm else None,
@@ -158,7 +158,7 @@ def _host_peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _process_bytes(device: torch.device) -> int | None:
+def process_bytes(device: torch.device) -> int | None:
     """What the driver says this process has on the device; None where it does not say (containers hide process ids)."""
     try:
         import pynvml
