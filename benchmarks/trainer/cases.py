@@ -1,0 +1,64 @@
+"""What is measured: shapes, plans, and the trainers beside them. Each case is one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement. `plan`: options of `llmcheck plan`; `trainer`: what trains. Cases of one `group` are compared."""
+
+    name: str
+    group: str
+    model: str
+    seq_len: int
+    micro_batch: int
+    plan: tuple[str, ...] = ()
+    trainer: str = "llmcheck"  # or trl
+    trl: dict[str, object] = field(default_factory=dict)  # SFTConfig's fields, and `weights` (bf16 or fp32), `lora`
+    grad_accum: int = 1
+    rows: str = "full"  # every row as long as a sequence; or short: log-normal, as instruction data is
+    packing: str = "off"
+    steps: int = 20  # measured, after WARM
+    profile: bool = False
+
+
+WARM = 4  # steps before the measured ones: Adam's states, the allocator's segments, the compilation of kernels
+
+OFF = ("--checkpointing", "off")
+FULL = ("--method", "full", *OFF)
+LORA = ("--method", "lora", "--lora-rank", "16", "--lora-targets", "all-linear", "--lora-dropout", "0", *OFF)
+LIGER, CHUNKED = ("--loss", "liger"), ("--loss", "chunked")
+STOCK = ("--attention", "eager", "--loss", "hf")
+TRL_BEST: dict[str, object] = {"gradient_checkpointing": False, "use_liger_kernel": True}
+ADAPTERS = {"r": 16, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.0}
+
+_L1, _Q15, _L8 = ("llama-3.2-1b", 4096, 8), ("qwen2.5-1.5b", 2048, 8), ("llama-3.1-8b", 4096, 2)
+
+
+def _case(name: str, group: str, shape: tuple[str, int, int], **more: object) -> Case:
+    model, seq_len, micro = shape
+    return Case(name=name, group=group, model=model, seq_len=seq_len, micro_batch=micro, **more)  # type: ignore[arg-type]
+
+
+# In order of importance: where time runs out, the last are left out.
+CASES = (
+    _case("trl-llama1b-default", "llama1b", _L1, trainer="trl"),
+    _case("trl-llama1b-best", "llama1b", _L1, trainer="trl", trl=TRL_BEST),
+    _case("llama1b-liger", "llama1b", _L1, plan=FULL + LIGER, profile=True),
+    _case("lora8b-liger", "lora8b", _L8, plan=LORA + LIGER, grad_accum=2, profile=True),
+    _case("trl-lora8b-best", "lora8b", _L8, trainer="trl", grad_accum=2, trl={**TRL_BEST, "lora": ADAPTERS}),
+    _case("bloom1b1", "bloom1b1", ("bloomz-1b1", 1024, 8), plan=FULL + CHUNKED + ("--attention", "sdpa"), profile=True),
+    _case("bloom1b1-stock", "bloom1b1", ("bloomz-1b1", 1024, 8), plan=FULL + STOCK),
+    _case("llama1b-chunked", "llama1b", _L1, plan=FULL + CHUNKED),
+    _case("bloom3b", "bloom3b", ("bloomz-3b", 1024, 4), plan=FULL + CHUNKED + ("--attention", "sdpa")),
+    _case("bloom3b-stock", "bloom3b", ("bloomz-3b", 1024, 4), plan=FULL + STOCK),
+    _case("short-llama1b-liger", "short", _L1, plan=FULL + LIGER, rows="short", packing="auto"),
+    _case("short-trl-llama1b", "short", _L1, trainer="trl", rows="short", packing="on", trl=TRL_BEST),
+    _case("qwen1.5b-liger", "qwen1.5b", _Q15, plan=FULL + LIGER),
+    _case("trl-llama1b-fp32", "llama1b", _L1, trainer="trl", trl={**TRL_BEST, "weights": "fp32"}),
+    _case("lora8b-chunked", "lora8b", ("llama-3.1-8b", 4096, 2), plan=LORA + CHUNKED, grad_accum=2),
+    _case("llama1b-checkpointing", "llama1b", _L1, plan=("--method", "full", "--checkpointing", "on", *LIGER)),
+    _case("qwen1.5b-chunked", "qwen1.5b", _Q15, plan=FULL + CHUNKED),
+)
