@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.trainer import common
@@ -21,7 +22,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from llmcheck_trainer.placement import choose_packing, placement_of
 
     plan = planfile.read(job["plan"]).plan
-    recipe = plan.recipe
+    recipe = replace(plan.recipe, attention=job["attention"]) if job["attention"] else plan.recipe
     device = start_process_group()
     torch.manual_seed(0)
     began = time.perf_counter()
@@ -82,6 +83,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "zero_stage": recipe.zero_stage,
         "micro_batch": recipe.micro_batch_size,
         "phases_ms": _phases(events, job["warm"]),
+        "versions": receipt.versions(),
     }
     if job.get("profile") and device.type == "cuda":
         result["kernels"] = _profile(step)

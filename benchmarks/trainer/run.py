@@ -26,6 +26,7 @@ from benchmarks.trainer.cases import CASES, WARM, Case
 from llmcheck import planfile
 from llmcheck.cli import main as llmcheck
 
+NUM_SEQUENCES = 256
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -44,12 +45,10 @@ def plan_of(case: Case, folder: Path, gpu: str) -> tuple[Path, dict[str, str]]:
 
 
 def data_of(case: Case, folder: Path, vocab_size: int) -> Path:
-    """Rows for all the case's steps and a few more."""
+    """Rows for a case's steps and a few more; where a case takes more, a second epoch begins."""
     place = folder / f"{case.rows}-{vocab_size}-{case.seq_len}"
     if not place.exists():
-        sequences = max((WARM + c.steps + 2) * c.micro_batch * c.grad_accum for c in CASES if c.seq_len == case.seq_len)
-        sequences = max(sequences, (WARM + case.steps + 2) * case.micro_batch * case.grad_accum)
-        synthetic.write(place, synthetic.lengths_of(case.rows, case.seq_len, sequences), vocab_size, case.seq_len)
+        synthetic.write(place, synthetic.lengths_of(case.rows, case.seq_len, NUM_SEQUENCES), vocab_size, case.seq_len)
     return place
 
 
@@ -63,7 +62,7 @@ class Driver:
         paths = [str(ROOT), str(ROOT / "rules"), str(ROOT / "trainer"), os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.trainer.drive_{case.trainer}"],
-            env={**os.environ, **env, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, **env, **case.env, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -139,6 +138,12 @@ def _line(result: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
+def _small(case: Case, model: str) -> Case:
+    """The case without what needs a GPU."""
+    plan = tuple("chunked" if word == "liger" else word for word in case.plan)
+    return replace(case, model=model, seq_len=64, micro_batch=2, steps=2, plan=plan, trl={**case.trl, "use_liger_kernel": False})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases by name or group")
@@ -151,7 +156,7 @@ def main() -> None:
     if args.only:
         cases.sort(key=lambda case: min(i for i, name in enumerate(args.only) if name in (case.name, case.group)))
     if args.tiny:
-        cases = [replace(case, model=args.tiny, seq_len=64, micro_batch=2, steps=2) for case in cases]
+        cases = [_small(case, args.tiny) for case in cases]
     run(cases, args.gpu, args.out, args.limit)
 
 

@@ -83,8 +83,9 @@ def test_switched_off_adapters_stay_off() -> None:
     model, x = adapted(), torch.randn(4, 12, dtype=torch.float64)
     lora.install(model)
 
+    base = model.get_base_model()
     with model.disable_adapter():
-        torch.testing.assert_close(model(x), model.get_base_model().second.base_layer(torch.tanh(model.get_base_model().first.base_layer(x))))
+        torch.testing.assert_close(model(x), base.second.base_layer(torch.tanh(base.first.base_layer(x))))
 
 
 def test_merged_adapters_are_not_added_again() -> None:

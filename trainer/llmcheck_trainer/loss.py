@@ -107,7 +107,7 @@ class _ChunkedSum(torch.autograd.Function):
             index = target.clamp_min(0).unsqueeze(1)
             picked = logits.gather(1, index).squeeze(1).float()
             highest, at = logits.max(1)
-            # One pass over the logits, from their own type; fp32 within. The sum is 1 / the probability of the highest, which is never small.
+            # One pass over the logits, from their own type, fp32 within. The probability of the highest is never too small for its log.
             torch.softmax(logits, 1, dtype=torch.float32, out=fp32)
             normaliser = highest.float() - fp32.gather(1, at.unsqueeze(1)).squeeze(1).log()
             total += torch.where(supervised, normaliser - picked, 0.0).sum()
@@ -161,7 +161,7 @@ def install(model: Any, kind: str, *, own_forward: bool = False) -> None:
     if kind == "liger":
         _sum_in_liger(model)
         return
-    if (kind == "hf" and not own_forward):
+    if kind == "hf" and not own_forward:
         return
     post = post_of(model.config)
     if hasattr(model.get_output_embeddings(), "base_layer") and kind == "chunked":
