@@ -42,10 +42,14 @@ def attention_bias(
 
 
 def install(model: Any) -> None:
-    """Replace the eager attention of a BloomForCausalLM, and the forward of its BloomModel, which takes no position ids."""
+    """Replace the eager attention of a BloomForCausalLM, the forward of its BloomModel, which takes no position ids, and its GELU.
+
+    The GELU is the same tanh form as one kernel: transformers' takes eight passes over the widest activation, and more in the backward.
+    """
     model.transformer.forward = MethodType(_model_forward, model.transformer)
     for block in model.transformer.h:
         block.self_attention.forward = MethodType(_attention_forward, block.self_attention)
+        block.mlp.gelu_impl = torch.nn.GELU(approximate="tanh")
 
 
 def _model_forward(self: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **_: Any) -> BaseModelOutput:

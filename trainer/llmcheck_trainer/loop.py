@@ -16,7 +16,7 @@ import torch.distributed as dist
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
-from llmcheck_trainer import checkpoint, evaluation, export, guard, identity, model, receipt
+from llmcheck_trainer import checkpoint, evaluation, export, guard, identity, model, receipt, varlen
 from llmcheck_trainer.data import Prepared, Shape, Stream
 from llmcheck_trainer.engine import build_engine, set_lr, start_process_group, train_step
 from llmcheck_trainer.placement import choose_packing, placement_of
@@ -99,7 +99,7 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
     if settings.max_steps:
         stream.limit = min(stream.limit, settings.max_steps * shape.global_batch)
     held_out = evaluation.load(settings, recipe, shape, pad_id)
-    placement = placement_of(plan.model, recipe, device, model.DTYPES[recipe.precision], packing=packing)
+    placement = placement_of(plan.model, recipe, device, model.DTYPES[recipe.precision], packing=packing, config=config)
 
     run_identity = identity.run_identity(data, recipe.seq_len, packing=packing, seed=settings.seed)
     found = checkpoint.find(settings.output, settings.resume)
@@ -113,6 +113,8 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
     phase.name = "loading the model"
     net = model.build_model(plan.model, recipe, device, folder=folder)
     torch.manual_seed(settings.seed + rank)  # dropout differs from rank to rank; adapters did not
+    if placement.rows:
+        varlen.install(net)
     meter.mark("model")
     phase.name = "deepspeed.initialize"
     engine = build_engine(net, recipe, device, lr=lr, weight_decay=settings.weight_decay, **more)

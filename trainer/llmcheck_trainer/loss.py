@@ -102,28 +102,23 @@ class _ChunkedSum(torch.autograd.Function):
                 torch.addmm(bias, part, weight.t(), out=logits)
             post.apply_(logits)
             capped = logits.clone() if grad and post.softcap is not None and logits.dtype == torch.float32 else logits
-            if fp32_buffer is not logits_buffer:
-                fp32.copy_(logits)
             target = targets[start : start + chunk]
             supervised = target != IGNORED
             index = target.clamp_min(0).unsqueeze(1)
-            fp32.sub_(fp32.amax(1, keepdim=True))
-            picked = fp32.gather(1, index).squeeze(1)
-            normaliser = fp32.exp_().sum(1)
-            total += torch.where(supervised, normaliser.log() - picked, 0.0).sum()
+            picked = logits.gather(1, index).squeeze(1).float()
+            highest, at = logits.max(1)
+            # One pass over the logits, from their own type, fp32 within. The probability of the highest is never too small for its log.
+            torch.softmax(logits, 1, dtype=torch.float32, out=fp32)
+            normaliser = highest.float() - fp32.gather(1, at.unsqueeze(1)).squeeze(1).log()
+            total += torch.where(supervised, normaliser - picked, 0.0).sum()
             if grad_hidden is None:
                 continue
-            fp32.mul_((supervised / normaliser).unsqueeze(1))  # softmax; zero where the row is not supervised
-            fp32.scatter_add_(1, index, -supervised.to(torch.float32).unsqueeze(1))
+            fp32.scatter_add_(1, index, fp32.new_full((len(part), 1), -1.0))
             if post.softcap is not None:  # d(cap·tanh(x/cap))/dx = 1 - (y/cap)²
                 capped.div_(post.softcap).square_()
                 fp32.addcmul_(fp32, capped, value=-1.0)  # the kernel converts, without a copy
-            if post.multiply is not None:
-                fp32.mul_(post.multiply)
-            if post.divide is not None:
-                fp32.div_(post.divide)
-            if fp32_buffer is not logits_buffer:
-                logits.copy_(fp32)
+            factor = supervised.float().mul_((post.multiply or 1.0) / (post.divide or 1.0))  # zero where the row is not supervised
+            torch.mul(fp32, factor.unsqueeze(1), out=logits)
             torch.mm(logits, weight, out=grad_hidden[start : start + chunk])
             if grad_weight is not None:
                 grad_weight.addmm_(logits.t(), part)
@@ -147,13 +142,26 @@ def head_parameters(model: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     return head.weight, getattr(head, "bias", None)
 
 
+def _sum_in_liger(model: Any) -> None:
+    """Liger's forward takes a mean of its own, past `loss_function`, unless it is told what to divide the sum by."""
+    fused = model.forward
+
+    def forward(*args: Any, labels: torch.Tensor | None = None, **rest: Any) -> Any:
+        return fused(*args, labels=labels, **rest) if labels is None else fused(*args, labels=labels, num_items_in_batch=1, **rest)
+
+    model.forward = forward
+
+
 def install(model: Any, kind: str, *, own_forward: bool = False) -> None:
     """Make `model(input_ids=, labels=)` return the summed loss of `kind` ("hf", "chunked", "liger").
 
     With "hf" the stock forward stays, logits and all, unless `own_forward`. Raises UserError for an adapter on the head with "chunked".
     """
     model.loss_function = summed_cross_entropy
-    if kind == "liger" or (kind == "hf" and not own_forward):
+    if kind == "liger":
+        _sum_in_liger(model)
+        return
+    if kind == "hf" and not own_forward:
         return
     post = post_of(model.config)
     if hasattr(model.get_output_embeddings(), "base_layer") and kind == "chunked":

@@ -45,6 +45,10 @@ def build_model(spec: ModelSpec, recipe: TrainingRecipe, device: torch.device, *
     loss.install(model, recipe.loss, own_forward=own_attention)
     if recipe.lora is not None:
         model = _adapted(model, recipe.lora, recipe, device)
+        if recipe.zero_stage < 3:
+            from llmcheck_trainer import lora
+
+            lora.install(model)
     if recipe.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if recipe.lora is not None:

@@ -8,6 +8,7 @@ import torch
 
 from llmcheck.errors import UserError
 from llmcheck.types import ModelSpec, TrainingRecipe
+from llmcheck_trainer import varlen
 from llmcheck_trainer.data import MicroBatch
 
 # Families whose forward makes something of the attention mask even where nothing is hidden: ALiBi, and positions counted from it.
@@ -31,6 +32,7 @@ class Placement(NamedTuple):
     ones: bool  # pass an attention mask of ones
     blocks: bool  # pass a four-dimensional mask of the packed sequences
     packing: bool
+    rows: bool = False  # pass the bounds of the packed rows instead (varlen.py)
 
     def put(self, batch: MicroBatch) -> MicroBatch:
         """`batch` on the device; copies do not wait for it."""
@@ -38,7 +40,10 @@ class Placement(NamedTuple):
         for name, tensor in batch.inputs.items():
             pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
             inputs[name] = pinned.to(self.device, non_blocking=True)
-        if self.packing and self.blocks:
+        if self.packing and self.rows:
+            ends, longest = varlen.bounds(batch.inputs["position_ids"])
+            inputs[varlen.BOUNDS] = (ends.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else ends, longest)
+        elif self.packing and self.blocks:
             inputs["attention_mask"] = block_mask(inputs["position_ids"], self.dtype)
         elif self.ones and not self.packing:
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -89,8 +94,10 @@ def _window(config: Any) -> int | None:
     return window
 
 
-def placement_of(spec: ModelSpec, recipe: TrainingRecipe, device: torch.device, dtype: torch.dtype, *, packing: bool) -> Placement:
-    """The placement for a model of this family under this recipe."""
+def placement_of(
+    spec: ModelSpec, recipe: TrainingRecipe, device: torch.device, dtype: torch.dtype, *, packing: bool, config: Any = None
+) -> Placement:
+    """The placement for a model of this family under this recipe. With `rows`, the model needs varlen.install."""
     ours = spec.family == "bloom" and recipe.attention == "sdpa"
     return Placement(
         device=device,
@@ -98,4 +105,5 @@ def placement_of(spec: ModelSpec, recipe: TrainingRecipe, device: torch.device, 
         ones=(recipe.attention == "eager" or spec.family in _COUNT_THE_MASK) and not ours,
         blocks=recipe.attention != "flash" and not ours,
         packing=packing,
+        rows=packing and recipe.attention == "sdpa" and config is not None and varlen.supported(spec.family, config, device, dtype),
     )
