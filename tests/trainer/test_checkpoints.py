@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused_by_name(two: Ranks, mode
     output = tmp_path / "out"
     two.train(plan, data, output, *OPTIONS, "--save-every", "4")
     newest, older = sorted((output / "checkpoints").iterdir())[::-1][:2]
-    victim = max(newest.iterdir(), key=lambda path: path.stat().st_size)
+    victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)

@@ -129,16 +129,25 @@ def test_a_disk_that_fills_up_does_not_end_the_run_until_the_last_save(two: Rank
     assert kept == ["step-00000004", "step-00000005"]
 
 
-def test_a_loss_that_is_not_a_number(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
-    answers = two.train(
-        plan, data, tmp_path / "out", "--lr", "10", "--schedule", "constant", "--warmup", "0", "--epochs", "30", "--weight-decay", "10"
-    )
+def test_a_loss_that_is_not_a_number_names_the_rows(two: Ranks, plan: Path, tmp_path: Path) -> None:
+    """One token's embedding is broken, and one row has the token."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = make_model(tmp_path / "broken", "llama")
+    state = load_file(broken / "model.safetensors")
+    state["model.embed_tokens.weight"][VOCAB - 1] = torch.nan
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    rows = [[token if token != VOCAB - 1 else 5 for token in row] for row in some_rows(20, shortest=8)]
+    rows[13][1] = VOCAB - 1
+    data = make_data(tmp_path / "data", rows)
+    answers = two.train(plan, data, tmp_path / "out", "--weights", str(broken), "--packing", "off")
 
     assert [(answer["exit"], answer["code"]) for answer in answers] == [(1, "nan")] * 2
-    bad = [json.loads(line) for line in (tmp_path / "out" / "bad_steps.jsonl").read_text().splitlines()]
-    assert bad[-1]["kind"] == "nan"
-    assert bad[-1]["rows"]
-    assert all(row["source"] == f"file 0 line {row['row'] + 1}" for row in bad[-1]["rows"])
+    (bad,) = [json.loads(line) for line in (tmp_path / "out" / "bad_steps.jsonl").read_text().splitlines()]
+    assert bad["kind"] == "nan"
+    assert len(bad["rows"]) == 4
+    assert {"row": 13, "source": "file 0 line 14"} in bad["rows"]
 
 
 def test_running_out_of_memory_names_parts_and_levers(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:

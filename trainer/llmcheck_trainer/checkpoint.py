@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.checkpoint import constants
 
 from llmcheck.errors import UserError
 from llmcheck.units import gib
@@ -23,6 +24,8 @@ from llmcheck.units import gib
 SCHEMA = "llmcheck.checkpoint/1"
 _NAME = re.compile(r"step-(\d{8,})")
 _HEAD = "checkpoint.json"
+_STATE, _UNIVERSAL = "deepspeed", "universal"  # folders: as DeepSpeed saved it; converted for any number of ranks
+_WHOLE = "complete"  # written last into a converted one
 _READ_BYTES = 16 << 20
 
 
@@ -61,7 +64,10 @@ def save(engine: Any, output: str, state: State, *, adapters: bool) -> str:
                 shutil.rmtree(os.path.join(root, left))
         os.makedirs(folder)
     dist.barrier()
-    engine.save_checkpoint(root, tag=part, save_latest=False, exclude_frozen_parameters=adapters)
+    # Without this entry DeepSpeed's own converter refuses checkpoints of stages 1 and 2.
+    version = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
+    convertible = {constants.UNIVERSAL_CHECKPOINT_INFO: version}
+    engine.save_checkpoint(folder, tag=_STATE, client_state=convertible, save_latest=False, exclude_frozen_parameters=adapters)
     torch.save(_random_state(), os.path.join(folder, f"random-{dist.get_rank():05d}.pt"))
     dist.barrier()
     sums: list[Any] = [None] * dist.get_world_size()
@@ -115,18 +121,18 @@ def find(output: str, resume: str) -> Found | None:
 
 
 def prepare(found: Found) -> tuple[str, dict[str, Any]]:
-    """The folder to load on this number of ranks, and what the DeepSpeed configuration needs for it; converts if need be."""
+    """The folder within the checkpoint to load on this number of ranks, and what the DeepSpeed configuration needs for it; converts if need be."""
     if found.world_size == dist.get_world_size():
-        return found.folder, {}
-    universal = found.folder + ".universal"
+        return os.path.join(found.folder, _STATE), {}
+    universal = os.path.join(found.folder, _UNIVERSAL)
     failure = ""
-    if dist.get_rank() == 0 and not os.path.isfile(os.path.join(universal, _HEAD)):
+    if dist.get_rank() == 0 and not os.path.isfile(os.path.join(universal, _WHOLE)):
         shutil.rmtree(universal, ignore_errors=True)
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", found.folder]
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", os.path.join(found.folder, _STATE)]
         done = subprocess.run([*command, "--output_folder", universal], capture_output=True, text=True, env=_alone(), check=False)
         failure = done.stderr[-600:] if done.returncode else ""
         if not failure:
-            shutil.copy(os.path.join(found.folder, _HEAD), os.path.join(universal, _HEAD))
+            _write(os.path.join(universal, _WHOLE), "")
     told = [failure]
     dist.broadcast_object_list(told, src=0)
     if told[0]:
@@ -145,7 +151,7 @@ def load(engine: Any, folder: str, *, adapters: bool) -> None:
     path, _ = engine.load_checkpoint(root, tag=tag, load_module_strict=not adapters)
     if path is None:
         raise UserError(f"DeepSpeed found nothing to load in {folder}", code="checkpoint", where=folder)
-    own = os.path.join(folder, f"random-{dist.get_rank():05d}.pt")
+    own = os.path.join(root, f"random-{dist.get_rank():05d}.pt")
     if os.path.isfile(own):
         _set_random_state(torch.load(own, weights_only=False))
 

@@ -222,9 +222,8 @@ def _initialise_parts(model: Any) -> None:
             continue
         for down, up in zip(module.lora_A.values(), module.lora_B.values(), strict=True):
             part = down.weight.ds_tensor
-            generator = torch.Generator(part.device).manual_seed(
-                (torch.initial_seed() + 7919 * dist.get_rank() + zlib.crc32(name.encode())) % 2**63
-            )
+            seed = zlib.crc32(f"{torch.initial_seed()} {dist.get_rank()} {name}".encode())
+            generator = torch.Generator(part.device).manual_seed(seed)
             bound = 1.0 / math.sqrt(down.in_features)
             part.data.uniform_(-bound, bound, generator=generator)
             up.weight.ds_tensor.data.zero_()

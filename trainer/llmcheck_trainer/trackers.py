@@ -8,17 +8,16 @@ from llmcheck.errors import UserError, did_you_mean
 
 
 class Trackers:
-    """The trackers named in `names` (with commas), on the rank that has a `config`. Raises UserError for unknown ones."""
+    """The trackers named in `names` (with commas), on the rank that has a `config`. Raises UserError on all."""
 
     def __init__(self, names: str, output: str, config: dict[str, Any] | None) -> None:
         self.trackers: list[Any] = []
         wanted = [name.strip() for name in names.split(",") if name.strip()]
-        if not wanted or config is None:
+        if not wanted:
             return
         from accelerate.state import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-        PartialState()  # accelerate's trackers ask it which process they are in
         available = {str(kind) for kind in get_available_trackers()}
         for name in wanted:
             if name not in LOGGER_TYPE_TO_CLASS:
@@ -27,6 +26,10 @@ class Trackers:
                 raise UserError(f"no tracker is called {name!r}", code="tracker", where="--trackers", hint=hint)
             if name not in available:
                 raise UserError(f"the tracker {name} is not installed", code="missing-package", where="--trackers", hint=f"install {name}")
+        if config is None:
+            return
+        PartialState()  # accelerate's trackers ask it which process they are in
+        for name in wanted:
             kind = LOGGER_TYPE_TO_CLASS[name]
             tracker = kind("llmcheck", logging_dir=output) if kind.requires_logging_directory else kind("llmcheck")
             if hasattr(tracker, "start"):
