@@ -121,7 +121,7 @@ def find(output: str, resume: str) -> Found | None:
 
 
 def prepare(found: Found) -> tuple[str, dict[str, Any]]:
-    """The folder within the checkpoint to load on this number of ranks, and what the DeepSpeed configuration needs for it; converts if need be."""
+    """The folder to load on this number of ranks, and what the DeepSpeed configuration needs for it; converts if need be."""
     if found.world_size == dist.get_world_size():
         return os.path.join(found.folder, _STATE), {}
     universal = os.path.join(found.folder, _UNIVERSAL)
