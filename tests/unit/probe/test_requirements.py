@@ -135,7 +135,7 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_missing_files_folders_and_other_encodings(tmp_path: Path) -> None:
     for path in (tmp_path / "requirements.txt", tmp_path):
-        with pytest.raises(UserError, match="cannot read (the list of )?packages"):
+        with pytest.raises(UserError, match=r"cannot read (the list of )?packages"):
             requirements.facts(str(path))
     (tmp_path / "requirements.txt").write_bytes(b"torch==2.5.1\n\xff\xfe\x00\n")
     with pytest.raises(UserError) as caught:
