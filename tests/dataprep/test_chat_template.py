@@ -71,6 +71,37 @@ def test_a_template_that_shortens_earlier_answers() -> None:
     assert [part for part, learnt in parts if learnt] == ["A</s>", "<think></think>B</s>"]
 
 
+def test_a_prompt_that_opens_a_thought_which_answers_lack() -> None:
+    """As templates of reasoning models do: what the prompt and the answer share is the prompt."""
+    text = PLAIN.replace("{{ '<s>assistant\n' }}", "{{ '<s>assistant\n<think>\n' }}")
+    assert text != PLAIN
+    assert render(text, TALK) == [LEARNT]
+    with_thoughts = text.replace(
+        "{{ '<s>' + m['role'] + '\n' +", "{{ '<s>' + m['role'] + '\n' + ('<think></s>' if m['role'] == 'assistant' else '') +"
+    )
+    (parts,) = render(with_thoughts, TALK)
+    assert [part for part, learnt in parts if learnt] == ["<think></s>A</s>", "<think></s>B</s>"]
+
+
+def test_another_end_token_on_the_last_answer() -> None:
+    text = (
+        "{%- for m in messages %}{{ '<s>' + m['role'] + '\n' + ('<say>' if m['role'] == 'assistant' else '') + m['content'] }}"
+        "{{ '</s>' if loop.last and m['role'] == 'assistant' else '<|im_end|>' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+    )
+    (parts,) = render(text, TALK)
+    assert [part for part, learnt in parts if learnt] == ["<say>A<|im_end|>", "<say>B</s>"]
+
+
+@pytest.mark.parametrize("text", [PLAIN, MARKED], ids=["by prefixes", "by marks"])
+def test_an_answer_that_the_template_leaves_out_is_not_learnt(text: str) -> None:
+    """As templates do that want the content in parts: nothing but the end token would be learnt."""
+    with open_template(text.replace("m['content']", "(m['content'] if m['role'] == 'user' else '')")) as template:
+        (parts,) = template.render([Sample(TALK)])
+        assert not any(learnt for _, learnt, _ in parts)
+        assert (template.num_missing, template.num_endless) == (2, 0)
+
+
 def test_an_answer_that_cannot_be_told_from_the_rest_is_counted() -> None:
     text = "{{ messages | length }}:{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with open_template(text) as template:

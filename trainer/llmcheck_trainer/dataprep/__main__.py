@@ -22,7 +22,8 @@ class _TerminatedError(BaseException):
 
 def main(arguments: Sequence[str]) -> int:
     """Run one request; returns the exit code. A bug is a traceback here: `llmcheck data` reports it as one."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # no process is forked here after the first text is encoded
     try:
         _need_packages()
@@ -39,8 +40,11 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_TERMINATED
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _TerminatedError
+def _stop(number: int, *_: object) -> NoReturn:
+    """The first signal ends the work; later ones must not end the clearing away."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt if number == signal.SIGINT else _TerminatedError
 
 
 def _need_packages() -> None:

@@ -94,7 +94,7 @@ class ChatTemplate:
                 segments, missing = answer
                 self.num_missing += missing
                 learnt_texts = [text for text, learnt in segments if learnt]
-                self.num_endless += bool(learnt_texts) and not learnt_texts[-1].endswith(self._ends)
+                self.num_endless += bool(learnt_texts) and not learnt_texts[-1].rstrip().endswith(self._ends)
                 results.append([(text, learnt, NO_TAIL) for text, learnt in segments])
         return results
 

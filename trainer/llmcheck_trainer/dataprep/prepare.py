@@ -337,7 +337,7 @@ def _manifest(
 def _template_notes(tokenizer: tokenizers_.Tokenizer, renderer: Renderer | None) -> list[str]:
     notes = []
     if isinstance(renderer, ChatTemplate) and renderer.num_missing:
-        notes.append(f"{renderer.num_missing} answers are not learnt: later turns change how the chat template renders them")
+        notes.append(f"{renderer.num_missing} answers are not learnt: they cannot be found again in what the chat template makes of them")
     if isinstance(renderer, ChatTemplate) and renderer.num_endless:
         notes.append(f"{renderer.num_endless} conversations have no end token in the loss: the chat template leaves it out")
     if isinstance(renderer, Template) and renderer.tail == NO_TAIL and renderer.answer[1]:

@@ -31,6 +31,8 @@ MAX_CHARS = 32 << 20  # of one rendering
 OPEN, CLOSE = (f"\ue000{secrets.token_hex(12)}{mark}\ue001" for mark in "[]")
 _HAS_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
+_CHECKED_CHARS = 20  # of an answer that must be found in its rendering
+
 Message = dict[str, Any]
 Segments = list[tuple[str, bool]]
 
@@ -91,7 +93,7 @@ class Renderer:
     def segments(self, messages: list[Message], tools: list[Any] | None, learn: list[bool]) -> tuple[Segments, int]:
         """The conversation in order, each text with whether it is learnt; and how many answers could not be told from the rest."""
         if self.marked:
-            return self._by_marks(self._render(messages, tools), learn)
+            return self._by_marks(messages, tools, learn)
         return self._by_prefixes(messages, tools, learn)
 
     def _render(self, messages: list[Message], tools: list[Any] | None, prompt: bool = False) -> str:
@@ -105,17 +107,22 @@ class Renderer:
             parts.append(part)
         return "".join(parts)
 
-    def _by_marks(self, text: str, learn: list[bool]) -> tuple[Segments, int]:
-        first, *rest = text.split(OPEN)
+    def _by_marks(self, messages: list[Message], tools: list[Any] | None, learn: list[bool]) -> tuple[Segments, int]:
+        first, *rest = self._render(messages, tools).split(OPEN)
         segments: Segments = [(first, False)]
-        wanted = learn if len(learn) == len(rest) else [True] * len(rest)
-        for part, wants in zip(rest, wanted, strict=True):
+        answers = [message for message in messages if message["role"] == "assistant"]
+        paired = len(answers) == len(rest)
+        missing = max(len(answers) - len(rest), 0)
+        for index, part in enumerate(rest):
             answer, _, after = part.partition(CLOSE)
             # A block that leaves the end token outside teaches no model to stop.
             if self._eos and after.startswith(self._eos) and not answer.endswith(self._eos):
                 answer, after = answer + self._eos, after.removeprefix(self._eos)
-            segments += [(answer, wants), (after, False)]
-        return _merged(segments), max(len(learn) - len(rest), 0)
+            wanted = not paired or learn[index]
+            lost = paired and not _holds(answer, answers[index])
+            missing += wanted and lost
+            segments += [(answer, wanted and not lost), (after, False)]
+        return _merged(segments), missing
 
     def _by_prefixes(self, messages: list[Message], tools: list[Any] | None, learn: list[bool]) -> tuple[Segments, int]:
         """An answer is what the whole has beyond the same conversation rendered up to the answer's place."""
@@ -127,7 +134,7 @@ class Renderer:
             if message["role"] != "assistant" or not next(wants):
                 continue
             span = self._span(whole, messages, tools, index)
-            if span is None or span[0] < at:
+            if span is None or span[0] < at or not _holds(whole[span[0] : span[1]], message):
                 missing += 1
                 continue
             segments += [(whole[at : span[0]], False), (whole[span[0] : span[1]], True)]
@@ -136,29 +143,64 @@ class Renderer:
         return _merged(segments), missing
 
     def _span(self, whole: str, messages: list[Message], tools: list[Any] | None, index: int) -> tuple[int, int] | None:
-        try:
-            prompt = self._render(messages[:index], tools, prompt=True)
-        except jinja2.TemplateError:
+        """Where the answer `index` begins and ends in `whole`; None when that cannot be told."""
+        start = self._start(whole, messages[:index], tools)
+        if start is None:
             return None
-        start = len(prompt)
-        if not whole.startswith(prompt):
+        end = len(whole) if index == len(messages) - 1 else self._end(whole, messages[: index + 1], tools, start)
+        if end is None:
             return None
-        if index == len(messages) - 1:
-            end = len(whole)
-        else:
-            upto = self._render(messages[: index + 1], tools)
-            content = str(messages[index].get("content") or "").strip()
-            if whole.startswith(upto):
-                end = len(upto)
-            elif content and whole.startswith(content, start):
-                end = start + len(content)  # templates that drop the reasoning of earlier turns render them in another way
-                end += max((len(token) for token in self._ends if whole.startswith(token, end)), default=0)
-            else:
-                return None
         answer = whole[start:end]
         kept = answer.rstrip()
         # The line break after the end token belongs to the next turn's header, not to what a model writes.
         return (start, start + len(kept)) if kept.endswith(self._ends) else (start, end)
+
+    def _start(self, whole: str, before: list[Message], tools: list[Any] | None) -> int | None:
+        try:
+            prompt = self._render(before, tools, prompt=True)
+            if whole.startswith(prompt):
+                return len(prompt)
+            # Templates of reasoning models open a thought in the prompt that the rendered answer lacks: as far as the two agree, back to
+            # the last line's or token's end, it is the prompt.
+            header = len(self._render(before, tools)) if before else 0
+        except jinja2.TemplateError:
+            return None
+        agreed = _agreed(whole, prompt)
+        places = [prompt.rfind("\n", header, agreed) + 1]
+        places += [place + len(token) for token in self._ends if (place := prompt.rfind(token, header, agreed)) >= 0]
+        return best if (best := max(places)) > header and agreed >= header else None
+
+    def _end(self, whole: str, upto: list[Message], tools: list[Any] | None, start: int) -> int | None:
+        rendered = self._render(upto, tools)
+        if whole.startswith(rendered):
+            return len(rendered)
+        # Later turns changed how this one is rendered, by its end token or by leaving out what was thought. The answer itself is the same.
+        content = str(upto[-1].get("content") or "").strip()
+        if not content:
+            return None
+        found = rendered.find(content, start)
+        if found >= 0 and whole.startswith(rendered[start : found + len(content)], start):
+            end = found + len(content)
+        elif whole.startswith(content, start):
+            end = start + len(content)
+        else:
+            return None
+        return end + max((len(token) for token in self._ends if whole.startswith(token, end)), default=0)
+
+
+def _holds(rendered: str, message: Message) -> bool:
+    """True when an answer's text is in what was rendered of it, at least its end: what was thought may be left out."""
+    content = message.get("content")
+    return not isinstance(content, str) or content.strip()[-_CHECKED_CHARS:] in rendered
+
+
+def _agreed(first: str, second: str) -> int:
+    """How many characters two texts begin with alike."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first[:middle] == second[:middle] else (low, middle - 1)
+    return low
 
 
 def _merged(segments: Segments) -> Segments:

@@ -16,18 +16,9 @@ GENERATION, MODEL_CONFIG, TEMPLATE = "generation_config.json", "config.json", "c
 MAX_TOKENIZER_BYTES = 256 << 20  # the largest in use are below 40 MB
 MAX_TEMPLATE_BYTES = 1 << 20  # the longest in use are below 30,000 characters
 
-# Tokens that vocabularies keep for padding, by how clearly they say so. <unk> is what BELLE takes for LLaMA 1.
-_PADS = (
-    "<pad>",
-    "[PAD]",
-    "<|pad|>",
-    "<|padding|>",
-    "<|finetune_right_pad_id|>",
-    "<|endoftext|>",
-    "<unk>",
-    "[UNK]",
-    "<|reserved_special_token_0|>",
-)
+# Tokens that vocabularies keep for padding, by how clearly they say so; before them comes any special token with "pad" in its name.
+# <unk> is what BELLE takes for LLaMA 1.
+_PADS = ("<|endoftext|>", "<unk>", "[UNK]", "<|reserved_special_token_0|>")
 
 
 class Backend(Protocol):
@@ -162,7 +153,7 @@ def _pad(
     if own is not None and own != eos_id:
         return own, ()
     why = "has no padding token" if own is None else f"pads with its end token {names['pad']!r}, whose loss trainers would mask"
-    for token in _PADS:
+    for token in (*(token for token in backend.specials if "pad" in token.lower()), *_PADS):
         found = backend.token_to_id(token)
         if found is not None and found not in (eos_id, ids["bos"]):
             return found, (f"the tokenizer {why}: {token!r} is taken for padding",)
