@@ -177,7 +177,7 @@ def _replay(run: Late, immediate: Replays, cap_bytes: int | None, *, until_flush
     events, sizes, pool_of, asked = run.events, run.source.block_sizes, immediate.pool_of, run.asked
     pools = immediate.pools(allocator)
     take, give, give_back = allocator.take, allocator.give, allocator.empty_cache
-    e = num_back = 0
+    e = num_back = flushed = 0
 
     def wait(position: int) -> None:
         """All blocks whose frees were asked for before event `position` come back."""
@@ -190,9 +190,11 @@ def _replay(run: Late, immediate: Replays, cap_bytes: int | None, *, until_flush
                 blocks[request] = 0
 
     def flush() -> None:
+        nonlocal flushed
         if until_flush:
             raise _FlushedError
-        wait(events.index(e, position))
+        flushed = events.index(e, flushed)
+        wait(flushed)
         give_back()
 
     allocator.empty_cache = flush  # type: ignore[method-assign]

@@ -62,14 +62,16 @@ class Replay:
         sizes, events = self.block_bytes, self.tape.events
         if self._failed is not None:
             events = events[: self._failed]
-        return list(accumulate([sizes[e] if e >= 0 else -sizes[~e] for e in events]))
+        changes = sizes + [-size for size in reversed(sizes)]  # a free's number, ~request, counts from the end
+        return list(accumulate(map(changes.__getitem__, events)))
 
     @cached_property
     def phases(self) -> list[PhaseStats]:
         """One for each phase of the tape; the last may have ended in the failure."""
+        everything = self._allocated
         out, before, allocated = [], 0, 0
         for name, stop, reserved, peak in self.marks:
-            during = self._allocated[before:stop]
+            during = everything[before:stop]
             highest = max(allocated, max(during, default=0))
             allocated = during[-1] if during else allocated
             out.append(

@@ -76,6 +76,11 @@ class Rank:
         self._replays = self._sequence.replays(recipe.allocator)
 
     @property
+    def tape(self) -> Tape:
+        """What it asks of the allocator."""
+        return self._sequence.tape
+
+    @property
     def out_of_memory(self) -> OutOfMemory | None:
         """The request that fails even where the GPU keeps up with the CPU."""
         return self._actual.out_of_memory
@@ -123,8 +128,7 @@ class Rank:
             low = min(low, likely.peak_reserved_bytes)
             phases = [_with_reserved(phase, likely) for phase in phases]
             num_retries = likely.num_retries
-        last = self._sequence.steps - 1
-        tape = self._sequence.tape
+        last, tape = self._sequence.steps - 1, self.tape
         return RankEstimate(
             rank=self.rank,
             peak_allocated_bytes=self.peak_allocated_bytes,
@@ -162,7 +166,7 @@ class Rank:
     def _late(self) -> _LateTapes | None:
         """None where no block comes back late."""
         gpu = self._key.cluster.gpu
-        return _late_tapes(self._key, Pace.of(gpu, self.recipe.precision)) if self._sequence.tape.shared else None
+        return _late_tapes(self._key, Pace.of(gpu, self.recipe.precision)) if self.tape.shared else None
 
     @cached_property
     def _unflushed(self) -> LateReplay | None:

@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 
 from llmcheck.catalog.gpus import find_gpu
+from llmcheck.catalog.models import find_model
+from llmcheck.dsconfig import complete
 from llmcheck.shadow.allocator import NativeAllocator
-from llmcheck.shadow.late import Late, LateReplay, replay_late
+from llmcheck.shadow.late import Late, LateReplay, replay_late, replay_until_flush
 from llmcheck.shadow.pace import Pace
-from llmcheck.shadow.replay import Replays, replay
+from llmcheck.shadow.replay import Replays, State, replay
+from llmcheck.shadow.run import Rank
 from llmcheck.shadow.tensor import Note, Tape
-from llmcheck.types import AllocatorKind
+from llmcheck.types import AllocatorKind, ClusterSpec, TrainingRecipe
 from llmcheck.units import MIB
 
 GATHER, REDUCE = 2, 1
@@ -218,3 +221,35 @@ def test_a_replay_without_late_blocks_is_the_plain_one() -> None:
         allocator.malloc(20 * MIB)
 
     assert found.peak_reserved_bytes == allocator.peak_reserved
+
+
+class _FromTheStart(Replays):
+    """Replays that hand out no state on the way."""
+
+    def state_after(self, phase: str, cap_bytes: int | None) -> State:
+        return super().state_after("", cap_bytes)
+
+
+def _step(zero_stage: int = 3) -> Tape:
+    """Rank 0 of 4 of a small model."""
+    recipe = TrainingRecipe(seq_len=256, zero_stage=zero_stage)
+    recipe = replace(recipe, deepspeed=complete(recipe, {"zero_optimization": {"reduce_bucket_size": 10_000_000}}, world_size=4))
+    cluster = ClusterSpec(gpu=find_gpu("h100"), gpus_per_node=4)
+    return Rank(find_model("smollm-135m", allow_network=False), recipe, cluster).tape
+
+
+@BOTH
+@pytest.mark.parametrize("start", ["init", "bwd0"])
+def test_a_late_replay_goes_on_from_the_immediate_one(kind: AllocatorKind, start: str) -> None:
+    tape = _step()
+    pace = Pace.of(find_gpu("h100"), "bf16").without_host()
+    peak = replay(tape, kind).peak_reserved_bytes
+    immediate = Replays(tape, kind)
+    flushes = set()
+    for cap in (None, *range(peak * 7 // 10, peak * 13 // 10, peak // 20)):
+        found = replay_late(Late(tape, pace, start=start), immediate, cap)
+        assert found == replay_late(Late(tape, pace, start=start), _FromTheStart(tape, kind), cap)
+        assert replay_until_flush(Late(tape, pace, start=start), immediate, cap) == (found if found.num_retries == 0 else None)
+        flushes.add((found.num_retries > 0, found.ran))
+
+    assert flushes == {(False, True), (True, True), (True, False)}
