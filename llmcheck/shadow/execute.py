@@ -72,7 +72,7 @@ def execute(
         quant.cast_rest(model, item)
     engine = _initialize(model, build, recipe, settings, item, rank, world, flatten_on_device)
     tape.mark("phase", "init")
-    _train(model, engine, recipe, kernels, tape, steps)
+    _train(model, engine, family, recipe, kernels, tape, steps)
     cur.hooks = None
     cur.reset(Tape())
     tape.events = tape.events[: tape.marks[-1][0]]  # what goes with the process is not on it
@@ -94,13 +94,13 @@ def _initialize(
     return engine
 
 
-def _packed(shape: tuple[int, int], recipe: TrainingRecipe) -> Packed:
-    """What comes with packed rows. FlashAttention reads their bounds off the positions, and BLOOM's own attention makes its bias of them."""
+def _packed(shape: tuple[int, int], recipe: TrainingRecipe, *, with_mask: bool) -> Packed:
+    """What comes with packed rows. FlashAttention reads their bounds off the positions, and BLOOM makes its bias of them."""
     positions = Tensor(shape, 8)
-    return Packed(positions, None if recipe.attention == "flash" else block_mask(positions, ITEM[recipe.precision]))
+    return Packed(positions, block_mask(positions, ITEM[recipe.precision]) if with_mask else None)
 
 
-def _train(model: CausalLM, engine: Any, recipe: TrainingRecipe, kernels: Kernels, tape: Tape, steps: int) -> None:
+def _train(model: CausalLM, engine: Any, family: Family, recipe: TrainingRecipe, kernels: Kernels, tape: Tape, steps: int) -> None:
     shape = (recipe.micro_batch_size, recipe.seq_len)
     ids: Tensor | None = None
     accum = min(recipe.grad_accum_steps, 3)  # the third micro-step repeats the second
@@ -116,7 +116,7 @@ def _train(model: CausalLM, engine: Any, recipe: TrainingRecipe, kernels: Kernel
             ids = Tensor(shape, 8)
             mask = Tensor(shape, 8)  # of ones; the trainer passes labels of their own instead
             if recipe.packing:
-                cur.packed = _packed(shape, recipe)
+                cur.packed = _packed(shape, recipe, with_mask=recipe.attention != "flash" and family.name != "bloom")
             cur.category = "activations"
             engine.boundary = micro == accum - 1
             loss, logits = model(ids, mask, ids)
