@@ -212,12 +212,34 @@ def attention(kind: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, d
     return sdpa_attention_forward(q, k, v, mask, dropout)
 
 
+def position_ids_of(seq: int) -> Tensor:
+    """Positions [1, s] as a model makes them, or those [b, s] that came with packed rows."""
+    return Tensor((1, seq), 8) if cur.packed is None else cur.packed.positions
+
+
+def block_mask(positions: Tensor, item: int) -> Tensor:
+    """The trainer's ``placement.block_mask``: [b, 1, s, s] to be added to scores, made from the positions of packed rows."""
+    batch, seq = positions.shape
+    at = Tensor((seq,), 8)
+    block = Tensor((batch, seq), 8)
+    same = Tensor((batch, seq, seq), 1)
+    earlier = Tensor((seq, seq), 1)
+    visible = Tensor((batch, seq, seq), 1)
+    del same, earlier
+    mask = Tensor((batch, 1, seq, seq), item)
+    hidden = Tensor((batch, seq, seq), 1)
+    del hidden, visible, block, at
+    return mask
+
+
 def causal_mask(kind: str, batch: int, seq: int, item: int, window: int | None = None, always: bool = False) -> Tensor | None:
     """``create_causal_mask`` / ``create_sliding_window_causal_mask`` with an attention mask of ones.
 
     SDPA needs none unless a window is active or the model asks for one (`always`), then a byte mask [b, 1, s, s]; eager takes an additive
-    mask in the model's type.
+    mask in the model's type. The mask of packed rows is taken as it came.
     """
+    if cur.packed is not None and cur.packed.mask is not None:
+        return cur.packed.mask
     if kind == "flash":
         return None
     if kind == "sdpa" and not always and not (window is not None and seq >= window):

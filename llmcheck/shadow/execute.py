@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmcheck.shadow import lora, quant
+from llmcheck.shadow.attention import block_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
 from llmcheck.shadow.optim import OptimizerState
 from llmcheck.shadow.steady import Start, repeat, repeat_first, start_of_step
-from llmcheck.shadow.tensor import Tape, Tensor, backward, cur
+from llmcheck.shadow.tensor import Packed, Tape, Tensor, backward, cur
 from llmcheck.shadow.zero import stage0
 from llmcheck.shadow.zero.stage3 import Stage3, Stage3Build
 from llmcheck.shadow.zero.stage12 import Stage12
@@ -71,7 +72,7 @@ def execute(
         quant.cast_rest(model, item)
     engine = _initialize(model, build, recipe, settings, item, rank, world, flatten_on_device)
     tape.mark("phase", "init")
-    _train(model, engine, recipe, kernels, tape, steps)
+    _train(model, engine, family, recipe, kernels, tape, steps)
     cur.hooks = None
     cur.reset(Tape())
     tape.events = tape.events[: tape.marks[-1][0]]  # what goes with the process is not on it
@@ -93,7 +94,13 @@ def _initialize(
     return engine
 
 
-def _train(model: CausalLM, engine: Any, recipe: TrainingRecipe, kernels: Kernels, tape: Tape, steps: int) -> None:
+def _packed(shape: tuple[int, int], recipe: TrainingRecipe, *, with_mask: bool) -> Packed:
+    """What comes with packed rows. FlashAttention reads their bounds off the positions, and BLOOM makes its bias of them."""
+    positions = Tensor(shape, 8)
+    return Packed(positions, block_mask(positions, ITEM[recipe.precision]) if with_mask else None)
+
+
+def _train(model: CausalLM, engine: Any, family: Family, recipe: TrainingRecipe, kernels: Kernels, tape: Tape, steps: int) -> None:
     shape = (recipe.micro_batch_size, recipe.seq_len)
     ids: Tensor | None = None
     accum = min(recipe.grad_accum_steps, 3)  # the third micro-step repeats the second
@@ -107,7 +114,9 @@ def _train(model: CausalLM, engine: Any, recipe: TrainingRecipe, kernels: Kernel
         for micro in range(accum):
             cur.category = "inputs"
             ids = Tensor(shape, 8)
-            mask = Tensor(shape, 8)
+            mask = Tensor(shape, 8)  # of ones; the trainer passes labels of their own instead
+            if recipe.packing:
+                cur.packed = _packed(shape, recipe, with_mask=recipe.attention != "flash" and family.name != "bloom")
             cur.category = "activations"
             engine.boundary = micro == accum - 1
             loss, logits = model(ids, mask, ids)
@@ -120,6 +129,7 @@ def _train(model: CausalLM, engine: Any, recipe: TrainingRecipe, kernels: Kernel
             if micro == accum - 1:
                 tape.mark("phase", f"bwd{step}")
             del loss, logits, mask
+            cur.packed = None
             if engine.boundary:
                 engine.step()
         tape.mark("phase", f"step{step}")

@@ -268,6 +268,7 @@ class _Key:
             min(recipe.grad_accum_steps, 3),
             num_steps(recipe),
             recipe.seq_len,
+            recipe.packing,
             repr(recipe.deepspeed),
             cluster.num_gpus,
             rank,

@@ -89,6 +89,7 @@ class Context:
         "hooks",
         "kernels",
         "liger",
+        "packed",
     )
 
     def __init__(self) -> None:
@@ -107,6 +108,14 @@ class Context:
         self.hooks: Any = None  # ZeRO-3's module hooks
         self.kernels = kernels
         self.liger = False  # Liger's norms, rotary embedding and gated products instead of the eager ones
+        self.packed: Packed | None = None  # the micro-batch's rows within its sequences
+
+
+class Packed(NamedTuple):
+    """Sequences of several rows: `positions` [b, s] within each row, and the additive mask [b, 1, s, s] where attention takes one."""
+
+    positions: Tensor
+    mask: Tensor | None
 
 
 cur = Context()

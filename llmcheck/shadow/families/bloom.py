@@ -1,6 +1,7 @@
 """BLOOM: ALiBi, a fused interleaved query-key-value projection, eager attention, GELU as a Python autograd function.
 
-Written along ``transformers/models/bloom/modeling_bloom.py`` (5.17), with the same local names, since they decide lifetimes.
+Written along ``transformers/models/bloom/modeling_bloom.py`` (5.17), with the same local names, since they decide lifetimes. With
+SDPA, which transformers has not, along the trainer's ``bloom.py``: one bias [1 or b, H, s, s] that all layers share.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmcheck.shadow import ops
-from llmcheck.shadow.attention import causal_mask
+from llmcheck.shadow.attention import causal_mask, sdpa
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
@@ -22,6 +23,25 @@ def build_alibi_tensor(attention_mask: Tensor, num_heads: int, item: int) -> Ten
     arange_tensor = ops.reshape(ops.mul(ops.add_scalar(Tensor(attention_mask.shape, 8)), attention_mask), batch_size, 1, seq_length)
     alibi = ops.mul(slopes, arange_tensor, 4)
     return ops.cast(ops.reshape(alibi, batch_size * num_heads, 1, seq_length), item)
+
+
+def attention_bias(num_heads: int, batch: int, seq: int, item: int) -> Tensor:
+    """The trainer's bias: ALiBi and causality, and the bounds of packed rows, where there are some."""
+    at = Tensor((seq,), 8)
+    distance = Tensor((seq, seq), 8)
+    hidden = Tensor((1, seq, seq), 1)
+    if cur.packed is not None:
+        block = Tensor((batch, seq), 8)
+        other = Tensor((batch, seq, seq), 1)
+        hidden = Tensor((batch, seq, seq), 1)
+        del other, block
+    as_fp32 = Tensor((seq, seq), 4)
+    distance = as_fp32
+    bias = Tensor((hidden.shape[0], num_heads, seq, seq), item)
+    for _ in range(num_heads):
+        Tensor((seq, seq), 4)  # distance * slope
+    del at, distance, as_fp32, hidden
+    return bias
 
 
 def dropout_add(x: Tensor, residual: Tensor, prob: float) -> Tensor:
@@ -61,7 +81,8 @@ def gelu(x: Tensor) -> Tensor:
 class BloomAttention(Module):
     positional = 2
 
-    def __init__(self, build: Build, config: Config) -> None:
+    def __init__(self, build: Build, config: Config, kind: str) -> None:
+        self.kind = kind
         self.hidden_size = config.hidden_size
         self.num_heads = config.n_head
         self.head_dim = self.hidden_size // self.num_heads
@@ -85,7 +106,11 @@ class BloomAttention(Module):
         x = ops.permute(x, 0, 2, 1, 3)
         return ops.reshape(x, batch_size, seq_length, self.num_heads * self.head_dim)
 
-    def forward(self, hidden_states: Tensor, residual: Tensor, alibi: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden_states: Tensor, residual: Tensor, alibi: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.kind == "sdpa":
+            return self._fused(hidden_states, residual, alibi), None
         batch_size, q_length, _ = hidden_states.shape
         fused_qkv = self.query_key_value(hidden_states)
         query_layer, key_layer, value_layer = self._reshape(fused_qkv)
@@ -104,6 +129,12 @@ class BloomAttention(Module):
         output_tensor = self.dense(context_layer)
         output_tensor = dropout_add(output_tensor, residual, self.hidden_dropout)
         return output_tensor, attention_probs
+
+    def _fused(self, hidden_states: Tensor, residual: Tensor, alibi: Tensor) -> Tensor:
+        query, key, value = self._reshape(self.query_key_value(hidden_states))
+        context = sdpa(query, key, value, alibi, self.attention_dropout.p)
+        output = self.dense(ops.reshape(ops.transpose(context, 1, 2), *hidden_states.shape))
+        return ops.add(residual, ops.dropout(output, self.hidden_dropout))
 
 
 class BloomMLP(Module):
@@ -124,15 +155,15 @@ class BloomMLP(Module):
 
 
 class BloomBlock(CheckpointedLayer):
-    def __init__(self, build: Build, config: Config) -> None:
+    def __init__(self, build: Build, config: Config, kind: str) -> None:
         hidden_size = config.hidden_size
         self.input_layernorm = LayerNorm(build, hidden_size)
-        self.self_attention = BloomAttention(build, config)
+        self.self_attention = BloomAttention(build, config, kind)
         self.post_attention_layernorm = LayerNorm(build, hidden_size)
         self.mlp = BloomMLP(build, config)
         self.apply_residual_connection_post_layernorm = config.apply_residual_connection_post_layernorm
 
-    def forward(self, hidden_states: Tensor, alibi: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden_states: Tensor, alibi: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         layernorm_output = self.input_layernorm(hidden_states)
         if self.apply_residual_connection_post_layernorm:
             residual = layernorm_output
@@ -152,11 +183,11 @@ class BloomModel(Module):
     positional = 1
 
     def __init__(self, build: Build, config: Config, run: Run) -> None:
-        self.kind = attention_kind(run, "BLOOM", sdpa=False, flash=False)
+        self.kind = attention_kind(run, "BLOOM", flash=False)
         self.num_heads = config.n_head
         self.word_embeddings = Embedding(build, config.vocab_size, config.hidden_size)
         self.word_embeddings_layernorm = LayerNorm(build, config.hidden_size)
-        self.h = [BloomBlock(build, config) for _ in range(config.n_layer)]
+        self.h = [BloomBlock(build, config, self.kind) for _ in range(config.n_layer)]
         self.ln_f = LayerNorm(build, config.hidden_size)
         for block in self.h:
             block.checkpointed = run.checkpointing
@@ -165,8 +196,12 @@ class BloomModel(Module):
         inputs_embeds = owner.embed(self.word_embeddings, input_ids)
         batch_size, seq_length, _ = inputs_embeds.shape
         hidden_states = self.word_embeddings_layernorm(inputs_embeds)
-        alibi = build_alibi_tensor(attention_mask, self.num_heads, hidden_states.item)
-        mask = causal_mask(self.kind, batch_size, seq_length, inputs_embeds.item)
+        if self.kind == "sdpa":
+            del inputs_embeds
+            mask, alibi = None, attention_bias(self.num_heads, batch_size, seq_length, hidden_states.item)
+        else:
+            alibi = build_alibi_tensor(attention_mask, self.num_heads, hidden_states.item)
+            mask = causal_mask(self.kind, batch_size, seq_length, inputs_embeds.item)
         for block in self.h:
             outputs = block(hidden_states, alibi, mask)
             hidden_states = outputs[0]
@@ -186,6 +221,5 @@ FAMILIES = (
         {},
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         ("query_key_value", "dense"),
-        supports_sdpa=False,
     ),
 )

@@ -6,7 +6,7 @@ Written along ``transformers/models/falcon/modeling_falcon.py`` (5.17), with the
 from __future__ import annotations
 
 from llmcheck.shadow import activations, ops
-from llmcheck.shadow.attention import causal_mask, flash_attention_forward, sdpa
+from llmcheck.shadow.attention import causal_mask, flash_attention_forward, position_ids_of, sdpa
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
 from llmcheck.shadow.families.bloom import dropout_add
 from llmcheck.shadow.families.decoder import DecoderLM
@@ -220,7 +220,7 @@ class FalconModel(Module):
         batch_size, seq_length, _ = inputs_embeds.shape
         if self.use_alibi:
             alibi = build_alibi_tensor(attention_mask, self.num_heads, inputs_embeds.item)
-        position_ids = Tensor((1, seq_length), 8)
+        position_ids = position_ids_of(seq_length)
         mask = causal_mask(self.kind, batch_size, seq_length, inputs_embeds.item, always=True)
         if alibi is not None and mask is not None:
             if mask.item == 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmcheck.shadow import activations, ops
-from llmcheck.shadow.attention import attention_interface, causal_mask
+from llmcheck.shadow.attention import attention_interface, causal_mask, position_ids_of
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Conv1D, Dropout, Embedding, LayerNorm, Linear, Module
@@ -158,7 +158,7 @@ class GPT2Model(Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         batch_size, seq_length = input_ids.shape
         inputs_embeds = owner.embed(self.wte, input_ids)
-        position_ids = Tensor((1, seq_length), 8)
+        position_ids = position_ids_of(seq_length)
         position_embeds = self.wpe(position_ids)
         hidden_states = ops.add(inputs_embeds, position_embeds)
         mask = causal_mask(self.kind, batch_size, seq_length, inputs_embeds.item)

@@ -6,7 +6,7 @@ Written along ``transformers/models/gpt_bigcode/modeling_gpt_bigcode.py`` (5.17)
 from __future__ import annotations
 
 from llmcheck.shadow import ops
-from llmcheck.shadow.attention import attention_interface, causal_mask
+from llmcheck.shadow.attention import attention_interface, causal_mask, position_ids_of
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.families.gpt2 import GPT2Block, biased_linear
@@ -65,7 +65,7 @@ class GPTBigCodeModel(Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         inputs_embeds = owner.embed(self.wte, input_ids)
-        position_ids = Tensor((1, input_ids.shape[1]), 8)
+        position_ids = position_ids_of(input_ids.shape[1])
         mask = causal_mask(self.kind, input_ids.shape[0], input_ids.shape[1], inputs_embeds.item)
         position_embeds = self.wpe(position_ids)
         hidden_states = ops.add(inputs_embeds, position_embeds)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmcheck.shadow import ops
-from llmcheck.shadow.attention import causal_mask, flash_attention_forward
+from llmcheck.shadow.attention import causal_mask, flash_attention_forward, position_ids_of
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.families.gpt2 import GPT2MLP, biased_linear
@@ -131,7 +131,7 @@ class GPTNeoModel(Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         inputs_embeds = owner.embed(self.wte, input_ids)
-        position_ids = Tensor((1, input_ids.shape[1]), 8)
+        position_ids = position_ids_of(input_ids.shape[1])
         mask = causal_mask(self.kind, input_ids.shape[0], input_ids.shape[1], inputs_embeds.item)
         position_embeds = self.wpe(position_ids)
         hidden_states = ops.add(inputs_embeds, position_embeds)

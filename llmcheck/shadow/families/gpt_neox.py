@@ -6,7 +6,7 @@ Written along ``transformers/models/gpt_neox/modeling_gpt_neox.py`` (5.17), with
 from __future__ import annotations
 
 from llmcheck.shadow import activations, ops
-from llmcheck.shadow.attention import attention_interface, causal_mask
+from llmcheck.shadow.attention import attention_interface, causal_mask, position_ids_of
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.families.llama import RotaryEmbedding, rotate_half
@@ -110,7 +110,7 @@ class GPTNeoXModel(Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         inputs_embeds = owner.embed(self.embed_in, input_ids)
-        position_ids = Tensor((1, input_ids.shape[1]), 8)
+        position_ids = position_ids_of(input_ids.shape[1])
         mask = causal_mask(self.kind, input_ids.shape[0], input_ids.shape[1], inputs_embeds.item)
         hidden_states = self.emb_dropout(inputs_embeds)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)

@@ -31,8 +31,8 @@ class GptOssRotaryEmbedding(RotaryEmbedding):
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         with NoGrad():
-            position_ids_expanded = Tensor((1, 1, position_ids.shape[-1]), 4)
-            inv_freq_expanded = ops.reshape(self.inv_freq, 1, self.dim // 2, 1)
+            position_ids_expanded = Tensor((position_ids.shape[0], 1, position_ids.shape[-1]), 4)
+            inv_freq_expanded = ops.expand(ops.reshape(self.inv_freq, 1, self.dim // 2, 1), position_ids.shape[0], self.dim // 2, 1)
             freqs = ops.transpose(ops.bmm(inv_freq_expanded, position_ids_expanded), 1, 2)
             emb = freqs
             cos = ops.scale(ops.unary(emb))

@@ -7,7 +7,7 @@ since they decide lifetimes.
 from __future__ import annotations
 
 from llmcheck.shadow import activations, ops
-from llmcheck.shadow.attention import causal_mask, flash_attention_forward
+from llmcheck.shadow.attention import causal_mask, flash_attention_forward, position_ids_of
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
@@ -215,7 +215,7 @@ class GPTJModel(Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         inputs_embeds = owner.embed(self.wte, input_ids)
-        position_ids = Tensor((1, input_ids.shape[1]), 8)
+        position_ids = position_ids_of(input_ids.shape[1])
         mask = causal_mask(self.kind, input_ids.shape[0], input_ids.shape[1], inputs_embeds.item)
         hidden_states = inputs_embeds
         hidden_states = self.drop(hidden_states)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmcheck.shadow import activations, liger, ops
-from llmcheck.shadow.attention import attention_interface, causal_mask
+from llmcheck.shadow.attention import attention_interface, causal_mask, position_ids_of
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Embedding, Linear, Module, RMSNorm
@@ -28,8 +28,8 @@ class RotaryEmbedding(Module):
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         with NoGrad():
-            position_ids_expanded = Tensor((1, 1, position_ids.shape[-1]), 4)
-            inv_freq_expanded = ops.reshape(self.inv_freq, 1, self.dim // 2, 1)
+            position_ids_expanded = Tensor((position_ids.shape[0], 1, position_ids.shape[-1]), 4)
+            inv_freq_expanded = ops.expand(ops.reshape(self.inv_freq, 1, self.dim // 2, 1), position_ids.shape[0], self.dim // 2, 1)
             freqs = ops.transpose(ops.bmm(inv_freq_expanded, position_ids_expanded), 1, 2)
             emb = ops.cat((freqs, freqs))
             cos = ops.scale(ops.unary(emb))
@@ -269,7 +269,7 @@ class LlamaModel(Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         inputs_embeds = self.embed(input_ids, owner)
-        position_ids = Tensor((1, input_ids.shape[1]), 8)
+        position_ids = position_ids_of(input_ids.shape[1])
         b, s = input_ids.shape
         masks = {w: self.mask(b, s, inputs_embeds.item, w) for w in self.mask_windows}
         inputs_embeds = self.prepare(inputs_embeds)

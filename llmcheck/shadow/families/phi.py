@@ -6,7 +6,7 @@ Written along ``transformers/models/{phi,phi3}/modeling_*.py`` (5.17).
 from __future__ import annotations
 
 from llmcheck.shadow import activations, liger, ops
-from llmcheck.shadow.attention import attention_interface, causal_mask
+from llmcheck.shadow.attention import attention_interface, causal_mask, position_ids_of
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.families.llama import (
@@ -114,7 +114,7 @@ class PhiModel(Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, owner: CausalLM) -> Tensor:
         inputs_embeds = owner.embed(self.embed_tokens, input_ids)
-        position_ids = Tensor((1, input_ids.shape[1]), 8)
+        position_ids = position_ids_of(input_ids.shape[1])
         b, s = input_ids.shape
         causal = causal_mask(self.kind, b, s, inputs_embeds.item)
         inputs_embeds = self.embed_dropout(inputs_embeds)
