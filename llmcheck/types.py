@@ -108,7 +108,8 @@ class TrainingRecipe:
     grad_accum_steps: int = 1
     seq_len: int = 1024  # tokens
     gradient_clipping: float = 1.0
-    packing: bool = False  # several rows in a sequence, kept apart by a mask (FlashAttention: by their positions)
+    packing: bool = False  # several rows in a sequence, none seeing another
+    fused_adapters: bool = False  # adapters accumulate into their layer's product (the trainer's, below ZeRO-3), not as peft has it
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -101,7 +101,7 @@ def guess_bytes(model: ModelSpec, shape: Shape, recipe: TrainingRecipe, cluster:
     kept = states(model, shape, recipe, cluster)
     batch, seq = recipe.micro_batch_size, recipe.seq_len
     tokens = batch * seq
-    attention = recipe.attention if shape.has_sdpa else "eager"
+    attention = recipe.attention if shape.has_sdpa or shape.trainer_sdpa else "eager"
     saved = checkpoints = working = layer_params = 0.0
     for layer, count in shape.layers:
         width = _saved_width(layer, recipe, element)

@@ -116,7 +116,7 @@ def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRec
         if supports_liger(evaluator.model):
             new = replace(recipe, loss="liger")
             yield change("Liger kernels (needs the package)", ("--loss", "liger"), new, "none", 3.5)
-    if recipe.attention == "eager" and shape.has_sdpa:
+    if recipe.attention == "eager" and (shape.has_sdpa or shape.trainer_sdpa):
         yield change("fused attention", ("--attention", "sdpa"), replace(recipe, attention="sdpa"), "none", 1)
     if recipe.micro_batch_size > 1:
         half = recipe.micro_batch_size // 2

@@ -59,6 +59,7 @@ class Space(NamedTuple):
                                 checkpointing=checkpointing,
                                 attention=attention,
                                 loss=loss,
+                                fused_adapters=method == "lora" and stage < 3,
                                 micro_batch_size=batch.micro,
                                 grad_accum_steps=batch.accum,
                             )
@@ -175,7 +176,7 @@ def _check_model(request: PlanRequest, shape: Shape) -> None:
             why="Liger has no patch for it, or one whose allocations are unknown here; modelled: " + ", ".join(sorted(FAMILIES)),
             hint="--loss chunked saves the copies of the logits without a package",
         )
-    if request.attention == "sdpa" and not shape.has_sdpa:
+    if request.attention == "sdpa" and not (shape.has_sdpa or shape.trainer_sdpa):
         raise UserError(
             f"transformers has no SDPA attention for the family {model.family!r}",
             code="conflict",

@@ -22,6 +22,16 @@ def repeat_kv(t: Tensor, n: int) -> Tensor:
     return ops.reshape(ops.expand(ops.unsqueeze(t, 2), b, h, n, s, d), b, h * n, s, d)
 
 
+# Rows in a packed sequence where the plan has to say: the flash kernel's backward pads each to a multiple of 128. What `llmcheck probe` packs.
+ROWS_PER_SEQUENCE = 4
+# Families that the trainer gives to the flash kernel row by row (its varlen.FAMILIES; tests/trainer compares the two).
+ROW_FAMILIES = frozenset(
+    (
+        "apertus arcee cohere cohere2 ernie4_5 exaone4 gemma gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox granite granitemoe "
+        "helium hunyuan_v1_dense llama minimax_m2 ministral ministral3 mistral mixtral olmo olmo2 olmo3 olmoe phi phi3 qwen2 qwen2_moe "
+        "qwen3 qwen3_moe seed_oss smollm3 starcoder2"
+    ).split()
+)
 WITHOUT_DEVICE = "cudnn"  # the back end where no device is simulated (comparisons with recorded event lists)
 
 
@@ -194,6 +204,32 @@ def flash_attention_forward(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.
     return out
 
 
+def rows_attention_forward(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
+    """The trainer's ``varlen.attention``: ``mha_varlen_fwd`` and ``mha_varlen_bwd`` of PyTorch's flash kernel, all rows one after another."""
+    b, heads, s, d = q.shape
+    kv, item, tokens = k.shape[1], q.item, b * s
+    q, k, v = (ops.reshape(ops.transpose(t, 1, 2), tokens, t.shape[1], d) for t in (q, k, v))
+    out = Tensor((tokens, heads, d), item)
+    lse = Storage(4 * heads * tokens)
+    seeds = (Storage(16), Storage(8))
+    work = 2.0 * tokens * heads * (s // ROWS_PER_SEQUENCE) * d
+    flops(work, Note.ATTENTION)
+    if cur.grad and (q.req or k.req or v.req):
+
+        def back(saved: Any, g: Tensor) -> list[Tensor | None]:
+            flops(3 * work, Note.ATTENTION)
+            grads: list[Tensor | None] = [Tensor((tokens, n, d), item) for n in (heads, kv, kv)]
+            padded = tokens + 128 * b * ROWS_PER_SEQUENCE
+            temps = [Storage(4 * heads * padded), Storage(4 * heads * padded * round_up(d, 32 if d <= 128 else 64))]
+            if kv != heads:
+                temps += [Storage(tokens * heads * d * item), Storage(tokens * heads * d * item)]
+            del temps
+            return grads
+
+        record(out, back, (q, k, v), (keep(q), keep(k), keep(v), bounds.st, out.st, lse, *seeds))
+    return ops.view(out, b, s, heads, d)
+
+
 def attention_interface(
     kind: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, softcap: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -209,6 +245,8 @@ def attention(kind: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, d
         return eager_attention_forward(q, k, v, mask, dropout)[0]
     if kind == "flash":
         return flash_attention_forward(q, k, v, dropout)
+    if cur.packed is not None and cur.packed.bounds is not None:
+        return rows_attention_forward(q, k, v, cur.packed.bounds)
     return sdpa_attention_forward(q, k, v, mask, dropout)
 
 
@@ -238,7 +276,7 @@ def causal_mask(kind: str, batch: int, seq: int, item: int, window: int | None =
     SDPA needs none unless a window is active or the model asks for one (`always`), then a byte mask [b, 1, s, s]; eager takes an additive
     mask in the model's type. The mask of packed rows is taken as it came.
     """
-    if cur.packed is not None and cur.packed.mask is not None:
+    if cur.packed is not None:
         return cur.packed.mask
     if kind == "flash":
         return None

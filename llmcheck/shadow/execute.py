@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmcheck.shadow import lora, quant
-from llmcheck.shadow.attention import block_mask
+from llmcheck.shadow.attention import ROW_FAMILIES, ROWS_PER_SEQUENCE, block_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
@@ -64,7 +64,8 @@ def execute(
         if recipe.method == "qlora":
             quant.cast_rest(model, 4)
             tape.mark("empty_cache")
-        lora.inject(model, recipe.lora, family, build if settings.stage == 3 else Build(item))
+        fused = recipe.fused_adapters and settings.stage < 3
+        lora.inject(model, recipe.lora, family, build if settings.stage == 3 else Build(item), fused=fused)
         model.require_input_grads = recipe.checkpointing
         model = lora.PeftModel(model)
     tape.mark("phase", "model")
@@ -72,7 +73,7 @@ def execute(
         quant.cast_rest(model, item)
     engine = _initialize(model, build, recipe, settings, item, rank, world, flatten_on_device)
     tape.mark("phase", "init")
-    _train(model, engine, family, recipe, kernels, tape, steps)
+    _train(model, engine, family, config, recipe, kernels, tape, steps)
     cur.hooks = None
     cur.reset(Tape())
     tape.events = tape.events[: tape.marks[-1][0]]  # what goes with the process is not on it
@@ -94,13 +95,28 @@ def _initialize(
     return engine
 
 
-def _packed(shape: tuple[int, int], recipe: TrainingRecipe, *, with_mask: bool) -> Packed:
-    """What comes with packed rows. FlashAttention reads their bounds off the positions, and BLOOM makes its bias of them."""
+def _packed(shape: tuple[int, int], recipe: TrainingRecipe, family: Family, config: Config, kernels: Kernels) -> Packed:
+    """What comes with packed rows: bounds, a mask, or nothing where FlashAttention reads the positions or BLOOM makes its bias of them."""
     positions = Tensor(shape, 8)
-    return Packed(positions, block_mask(positions, ITEM[recipe.precision]) if with_mask else None)
+    item = ITEM[recipe.precision]
+    if recipe.attention == "flash" or family.name == "bloom":
+        return Packed(positions)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if recipe.attention == "sdpa" and family.name in ROW_FAMILIES and kernels.rows and item == 2 and head_dim <= 256 and head_dim % 8 == 0:
+        return Packed(positions, bounds=Tensor((shape[0] * ROWS_PER_SEQUENCE + 1,), 4))
+    return Packed(positions, block_mask(positions, item))
 
 
-def _train(model: CausalLM, engine: Any, family: Family, recipe: TrainingRecipe, kernels: Kernels, tape: Tape, steps: int) -> None:
+def _train(
+    model: CausalLM,
+    engine: Any,
+    family: Family,
+    config: Config,
+    recipe: TrainingRecipe,
+    kernels: Kernels,
+    tape: Tape,
+    steps: int,
+) -> None:
     shape = (recipe.micro_batch_size, recipe.seq_len)
     ids: Tensor | None = None
     accum = min(recipe.grad_accum_steps, 3)  # the third micro-step repeats the second
@@ -116,7 +132,7 @@ def _train(model: CausalLM, engine: Any, family: Family, recipe: TrainingRecipe,
             ids = Tensor(shape, 8)
             mask = Tensor(shape, 8)  # of ones; the trainer passes labels of their own instead
             if recipe.packing:
-                cur.packed = _packed(shape, recipe, with_mask=recipe.attention != "flash" and family.name != "bloom")
+                cur.packed = _packed(shape, recipe, family, config, kernels)
             cur.category = "activations"
             engine.boundary = micro == accum - 1
             loss, logits = model(ids, mask, ids)

@@ -31,6 +31,7 @@ class Kernels:
     sdpa_backends: tuple[str, ...]  # in the order in which torch tries them
     fp16: bool = False
     cudnn_head_dim: int = 256  # the widest head that torch gives to cuDNN's attention
+    rows: bool = True  # the flash kernel takes rows by their bounds
 
     def __post_init__(self) -> None:
         self._cublas: dict[bool, Storage] = {}
@@ -102,6 +103,7 @@ def kernels_for(gpu: GpuSpec, *, fp16: bool = False) -> Kernels:
         fp16=fp16,
         # seen on an H100 with torch 2.11: 256; other cards keep the limit from before (sdp_utils.cpp, check_cudnn_tensor_shapes)
         cudnn_head_dim=256 if gpu.compute_capability == (9, 0) else 128,
+        rows=gpu.compute_capability >= (8, 0),
     )
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 from llmcheck.errors import UserError, did_you_mean
 from llmcheck.shadow import ops
 from llmcheck.shadow.families.base import CausalLM, Family
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Build, Conv1D, Dropout, Linear, Module
-from llmcheck.shadow.tensor import Tensor, cur
+from llmcheck.shadow.tensor import NoGrad, Param, Tensor, attach, begin, cur, flops, keep
 from llmcheck.types import LoraSpec, TrainEmbeddings
 
 
 class LoraLinear(Module):
     """``y = base(x) + lora_B(lora_A(dropout(x))) * scaling``; over a 4-bit base, which peft clones, the update is a local of its own."""
 
-    def __init__(self, build: Build, base: Linear | Conv1D, rank: int, dropout: float) -> None:
+    def __init__(self, build: Build, base: Linear | Conv1D, rank: int, dropout: float, fused: bool = False) -> None:
         self.base_layer = base
+        self.fused = fused and isinstance(base, Linear) and base.packed is None
         self.lora_dropout = Dropout(dropout)
         self.lora_A = Linear(build, base.in_features, rank)
         self.lora_B = Linear(build, rank, base.out_features)
@@ -33,6 +37,8 @@ class LoraLinear(Module):
         return self.base_layer.out_features
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return _fused_forward(x, self.lora_dropout(x), self.base_layer, self.lora_A.weight, self.lora_B.weight)
         result = self.base_layer(x)
         if cur.hooks is not None:
             cur.hooks.gather_external(self.lora_A)  # its weight's dtype is read before it is called
@@ -43,6 +49,35 @@ class LoraLinear(Module):
         else:
             result = ops.add(result, ops.scale(self.lora_B(self.lora_A(self.lora_dropout(x)))))
         return result
+
+
+def _fused_forward(x: Tensor, z: Tensor, base: Any, down: Param, up: Param) -> Tensor:
+    """The trainer's ``lora._AdaptedLinear``: all in one function, `z` being `x` or `x` after dropout."""
+    shape, item, rank = x.shape, x.item, down.shape[0]
+    rows = prod(shape[:-1])
+    n, k = base.weight.shape
+    shared = z is x
+    with NoGrad():
+        source = ops.reshape(z, rows, k)
+        out = ops.matmul_kernel((*shape[:-1], n), item, base.bias is not None)
+        low = ops.matmul_kernel((rows, rank), item)
+    need_x = x.req
+    flops(2.0 * rows * n * k)
+
+    def back(saved: Any, g: Tensor) -> list[Tensor | None]:
+        flops(2.0 * rows * n * k)
+        grad_low = ops.matmul_kernel((rows, rank), item)
+        grad_up = ops.matmul_kernel((n, rank), item)
+        grad_down = ops.matmul_kernel((rank, k), item)
+        grad_x = ops.matmul_kernel(shape, item) if need_x else None
+        grad_z = None if shared else ops.matmul_kernel(shape, item)
+        del grad_low
+        return [grad_x, grad_z, grad_down, grad_up] if not shared else [grad_x, grad_down, grad_up]
+
+    if not cur.grad:
+        return out
+    inputs = (x, down, up) if shared else (x, z, down, up)
+    return attach(out, begin(back, inputs, (keep(source), low.st, keep(base.weight), keep(down), keep(up))))
 
 
 class _LoraModel(Module):
@@ -91,11 +126,11 @@ def target_names(spec: LoraSpec, family: Family, model: CausalLM) -> tuple[str, 
     return names
 
 
-def inject(model: CausalLM, spec: LoraSpec, family: Family, build: Build) -> int:
-    """Freeze the model and wrap the targeted layers; the number of wrapped layers."""
+def inject(model: CausalLM, spec: LoraSpec, family: Family, build: Build, *, fused: bool = False) -> int:
+    """Freeze the model and wrap the targeted layers; the number of wrapped layers. `fused`: in the trainer's way, not peft's."""
     for p in model.parameters():
         p.req = False
-    count = _wrap(model, set(target_names(spec, family, model)), spec, build)
+    count = _wrap(model, set(target_names(spec, family, model)), spec, build, fused)
     if spec.train_embeddings is not None:
         _train_embeddings(model, spec.train_embeddings, build)
     return count
@@ -126,21 +161,21 @@ def _train_embeddings(model: CausalLM, how: TrainEmbeddings, build: Build) -> No
         build.finish(wrapper.active)
 
 
-def _wrap(module: Module, targets: set[str], spec: LoraSpec, build: Build) -> int:
+def _wrap(module: Module, targets: set[str], spec: LoraSpec, build: Build, fused: bool) -> int:
     """Wrap the targeted layers under `module`, each subtree to its end before the next one, as peft walks ``named_modules()``."""
     count = 0
     for key, value in list(module.__dict__.items()):
         if isinstance(value, _LAYERS):
             if key in targets:
-                setattr(module, key, LoraLinear(build, value, spec.rank, spec.dropout))
+                setattr(module, key, LoraLinear(build, value, spec.rank, spec.dropout, fused))
                 count += 1
         elif isinstance(value, Module):
-            count += _wrap(value, targets, spec, build)
+            count += _wrap(value, targets, spec, build, fused)
         elif type(value) is list:
             for i, item in enumerate(value):
                 if not isinstance(item, _LAYERS):
-                    count += _wrap(item, targets, spec, build) if isinstance(item, Module) else 0
+                    count += _wrap(item, targets, spec, build, fused) if isinstance(item, Module) else 0
                 elif key in targets:
-                    value[i] = LoraLinear(build, item, spec.rank, spec.dropout)
+                    value[i] = LoraLinear(build, item, spec.rank, spec.dropout, fused)
                     count += 1
     return count

@@ -269,6 +269,7 @@ class _Key:
             num_steps(recipe),
             recipe.seq_len,
             recipe.packing,
+            recipe.fused_adapters,
             repr(recipe.deepspeed),
             cluster.num_gpus,
             rank,

@@ -112,10 +112,11 @@ class Context:
 
 
 class Packed(NamedTuple):
-    """Sequences of several rows: `positions` [b, s] within each row, and the additive mask [b, 1, s, s] where attention takes one."""
+    """Sequences of several rows: `positions` [b, s] within each row; the additive mask [b, 1, s, s], or where the rows begin (int32)."""
 
     positions: Tensor
-    mask: Tensor | None
+    mask: Tensor | None = None
+    bounds: Tensor | None = None
 
 
 cur = Context()

@@ -343,7 +343,7 @@ def layer_forward(layer: Layer, batch: Batch, variant: Variant, shape: Shape, *,
     for linear in layer.linears:
         if not (until_last_saved and linear is last):
             _linear(work, linear, batch, variant, False)
-    _attention(work, layer, batch, variant.attention if shape.has_sdpa else "eager", shape.alibi, False)
+    _attention(work, layer, batch, variant.attention if shape.has_sdpa or shape.trainer_sdpa else "eager", shape.alibi, False)
     _mlp_elementwise(work, layer, batch, False, fused)
     _experts(work, layer, batch, False, variant.method == "full")
     work.add(batch.tokens * layer.hidden * 3 * batch.element_bytes * RESIDUAL_ADDS, RESIDUAL_ADDS, 8)
@@ -362,7 +362,7 @@ def layer_backward(layer: Layer, batch: Batch, variant: Variant, shape: Shape, *
     _rotary(work, layer.num_kv_heads * layer.qk_head_dim, layer.rotary_dim, layer.qk_head_dim, batch, True, fused)
     for linear in layer.linears:
         _linear(work, linear, batch, variant, True, input_grad)
-    _attention(work, layer, batch, variant.attention if shape.has_sdpa else "eager", shape.alibi, True)
+    _attention(work, layer, batch, variant.attention if shape.has_sdpa or shape.trainer_sdpa else "eager", shape.alibi, True)
     _mlp_elementwise(work, layer, batch, True, fused)
     _experts(work, layer, batch, True, trained)
     # gradients that meet: residual branches, and the inputs shared by q, k, v and by gate, up

@@ -125,6 +125,7 @@ class Shape(NamedTuple):
     num_position_rows: int  # learned positions, 0: none
     final_norm: Norm | None
     has_sdpa: bool  # False: transformers runs eager attention whatever is asked (BLOOM, MPT)
+    trainer_sdpa: bool  # the bundled trainer has it instead (BLOOM)
     alibi: bool
     max_positions: int | None
     softcap: bool = False  # logits pass tanh (Gemma 2)
@@ -508,6 +509,7 @@ def _build(spec: ModelSpec, gated: bool, tied: bool) -> Shape:
         num_position_rows=rows,
         final_norm=final,
         has_sdpa=shadow is None or shadow.supports_sdpa,
+        trainer_sdpa=shadow is not None and shadow.trainer_sdpa,
         alibi=family in {"bloom", "mpt"} or bool(config.get("alibi")),
         max_positions=int(positions) if positions else None,
         softcap=bool(config.get("final_logit_softcapping")),

@@ -45,7 +45,7 @@ def build_model(spec: ModelSpec, recipe: TrainingRecipe, device: torch.device, *
     loss.install(model, recipe.loss, own_forward=own_attention)
     if recipe.lora is not None:
         model = _adapted(model, recipe.lora, recipe, device)
-        if recipe.zero_stage < 3:
+        if recipe.fused_adapters and recipe.zero_stage < 3:
             from llmcheck_trainer import lora
 
             lora.install(model)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from llmcheck.errors import CouldNotCheckError, UserError
 from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainingRecipe
-from llmcheck_trainer import guard, model, receipt
+from llmcheck_trainer import guard, model, receipt, varlen
 from llmcheck_trainer.data import MicroBatch
 from llmcheck_trainer.engine import build_engine, set_lr, start_process_group, train_step
 from llmcheck_trainer.loop import DEFAULT_LR
@@ -97,9 +97,11 @@ def _run(plan_file: PlanFile, device: torch.device, meter: receipt.Meter, steps:
     spec, recipe = plan_file.plan.model, plan_file.plan.recipe
     config = model.build_config(spec, recipe, None)
     packing = choose_packing("auto", spec, recipe, config)
-    placement = placement_of(spec, recipe, device, model.DTYPES[recipe.precision], packing=packing)
+    placement = placement_of(spec, recipe, device, model.DTYPES[recipe.precision], packing=packing, config=config)
     torch.manual_seed(0)
     net = model.build_model(spec, recipe, device, folder=None)
+    if placement.rows:
+        varlen.install(net)
     meter.mark("model")
     fill(net)
     phase[0] = "deepspeed.initialize"

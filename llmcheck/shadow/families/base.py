@@ -40,7 +40,8 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     linear_targets: tuple[str, ...] = ()
     attention_targets: tuple[str, ...] = ()
-    supports_sdpa: bool = True
+    supports_sdpa: bool = True  # in transformers
+    trainer_sdpa: bool = False  # the bundled trainer brings it where transformers has it not
     approximate: str = ""  # why the forward is only like the real one's; empty where it was written along its code
 
 

@@ -140,10 +140,10 @@ class BloomAttention(Module):
 class BloomMLP(Module):
     positional = 2
 
-    def __init__(self, build: Build, config: Config) -> None:
+    def __init__(self, build: Build, config: Config, kind: str) -> None:
         hidden_size = config.hidden_size
         self.dense_h_to_4h = Linear(build, hidden_size, 4 * hidden_size, True)
-        self.gelu_impl = Activation(gelu)
+        self.gelu_impl = Activation(ops.gelu if kind == "sdpa" else gelu)  # the trainer's is one kernel
         self.dense_4h_to_h = Linear(build, 4 * hidden_size, hidden_size, True)
         self.hidden_dropout = config.hidden_dropout
 
@@ -160,7 +160,7 @@ class BloomBlock(CheckpointedLayer):
         self.input_layernorm = LayerNorm(build, hidden_size)
         self.self_attention = BloomAttention(build, config, kind)
         self.post_attention_layernorm = LayerNorm(build, hidden_size)
-        self.mlp = BloomMLP(build, config)
+        self.mlp = BloomMLP(build, config, kind)
         self.apply_residual_connection_post_layernorm = config.apply_residual_connection_post_layernorm
 
     def forward(self, hidden_states: Tensor, alibi: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -221,5 +221,7 @@ FAMILIES = (
         {},
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         ("query_key_value", "dense"),
+        supports_sdpa=False,
+        trainer_sdpa=True,
     ),
 )
