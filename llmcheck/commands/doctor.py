@@ -77,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--min-confidence",
         metavar="|".join(CONFIDENCES),
         type=choice("--min-confidence", CONFIDENCES),
-        help="leave out what is less sure (default: low)",
+        help="what is less sure does not count, and the text leaves it out (default: low)",
     )
     gate.add_argument("--select", metavar="CODES", default="", help="judge only codes that begin so: LCV,LCT003")
     gate.add_argument("--ignore", metavar="CODES", default="", help="do not judge codes that begin so")
@@ -234,7 +234,8 @@ def _gate(args: argparse.Namespace, settings: gate_settings.Settings, packs: Seq
     gate_settings.check(settings, codes, args.settings or gate_settings.FILE)
     gate_settings.check_prefixes("--select", select, codes)
     gate_settings.check_prefixes("--ignore", ignore, codes)
-    gate_settings.check_prefixes("--allow-unknown", tuple(args.allow_unknown), codes)
+    allowed = tuple(code.strip().upper() for code in args.allow_unknown)
+    gate_settings.check_prefixes("--allow-unknown", allowed, codes, whole=True)
     return gate_settings.gate(
         settings,
         fail_on=args.fail_on,
@@ -242,13 +243,13 @@ def _gate(args: argparse.Namespace, settings: gate_settings.Settings, packs: Seq
         select=select,
         ignore=ignore,
         baseline=args.baseline,
-        allow_unknown=tuple(args.allow_unknown),
+        allow_unknown=allowed,
         strict=args.strict,
     )
 
 
 def _codes(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    return tuple(part.strip().upper() for part in text.split(",") if part.strip())
 
 
 def _replaceable(form: str) -> Any:

@@ -13,7 +13,7 @@ from llmcheck import toml
 from llmcheck.commands.values import choice
 from llmcheck.console import Terminal, emit, escape, terminal
 from llmcheck.errors import UserError, did_you_mean
-from llmcheck.render.draw import Pen, wrap
+from llmcheck.render.draw import Pen, width_of, wrap
 from llmcheck.rules.facts import load_registry
 from llmcheck.rules.load import load_all
 from llmcheck.rules.rule import Example, Pack, Rule
@@ -123,11 +123,14 @@ def _text(explanation: dict[str, Any]) -> str:
 
 
 def _lines(explanation: dict[str, Any], pen: Pen, columns: int) -> Iterator[str]:
-    yield pen.bold(f"{explanation['code']}  {escape(explanation['title'])}")
+    first, *rest = wrap(escape(explanation["title"]).split(), columns - len(explanation["code"]) - 2)
+    yield pen.bold(f"{explanation['code']}  {first}")
+    yield from (pen.bold(" " * (len(explanation["code"]) + 2) + line) for line in rest)
     marks = [f"{name} {explanation[name]}" for name in ("severity", "confidence", "role") if name in explanation]
     if explanation.get("status", "stable") != "stable":
         marks.append(explanation["status"])
-    yield pen.dim(escape(", ".join([*marks, f"found by {explanation['found_by']}"])))
+    told = escape(", ".join([*marks, f"found by {explanation['found_by']}"]))
+    yield from map(pen.dim, wrap(told.split(), columns))
     yield ""
     yield from wrap(escape(explanation["why"]).split(), columns)
     if explanation.get("other_causes"):
@@ -136,7 +139,7 @@ def _lines(explanation: dict[str, Any], pen: Pen, columns: int) -> Iterator[str]
     if explanation["example"]:
         yield from ("", pen.bold("Example"))
         lines = explanation["example"].splitlines()
-        yield from (f"  {escape(line)}" for line in lines[:_MAX_EXAMPLE_LINES])
+        yield from (part for line in lines[:_MAX_EXAMPLE_LINES] for part in _example_line(escape(line), columns))
         if len(lines) > _MAX_EXAMPLE_LINES:
             yield pen.dim(f"  … {len(lines) - _MAX_EXAMPLE_LINES} more lines")
     yield from ("", pen.bold("Fix"))
@@ -147,4 +150,16 @@ def _lines(explanation: dict[str, Any], pen: Pen, columns: int) -> Iterator[str]
     yield from ("", pen.bold("Read on"))
     yield from (f"  {escape(address)}" for address in explanation["references"])
     if "evidence" in explanation:
-        yield from ("", pen.dim(escape(f"Evidence: {explanation['evidence']}")))
+        yield ""
+        yield from map(pen.dim, wrap(escape(f"Evidence: {explanation['evidence']}").split(), columns))
+
+
+def _example_line(line: str, columns: int) -> Iterator[str]:
+    """A line of an example as it is where there is room for it, else wrapped and indented further."""
+    if width_of(line) + 2 <= columns:
+        yield f"  {line}"
+        return
+    indent = " " * min(len(line) - len(line.lstrip(" ")), columns // 4)
+    first, *rest = wrap(line.split(), columns - len(indent) - 4)
+    yield f"  {indent}{first}"
+    yield from (f"    {indent}{part}" for part in rest)

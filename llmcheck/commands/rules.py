@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 def _selected(pack: Pack, select: str) -> Pack:
     from dataclasses import replace
 
-    prefixes = tuple(part.strip() for part in select.split(",") if part.strip())
+    prefixes = tuple(part.strip().upper() for part in select.split(",") if part.strip())
     return replace(pack, rules=tuple(rule for rule in pack.rules if rule.code.startswith(prefixes))) if prefixes else pack
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmcheck import jsonfile, toml
 from llmcheck.codec import from_plain
@@ -53,11 +53,12 @@ def load(path: str | None) -> Settings:
     except (ValueError, RecursionError) as reason:
         raise UserError("the settings file is not valid TOML", code="settings", where=path, why=str(reason)[:200]) from reason
     problems: list[str] = []
-    document.setdefault("folder", os.path.dirname(path) or ".")
-    settings = from_plain(Settings, document, FILE, problems)
+    if "folder" in document:  # ours, not the file's
+        problems.append(f"{FILE}.folder: unknown key")
+    settings = from_plain(Settings, {**document, "folder": os.path.dirname(path) or "."}, FILE, problems)
     if problems or settings is None:
         raise _faulty(path, problems)
-    return settings
+    return replace(settings, select=tuple(code.upper() for code in settings.select))
 
 
 def check(settings: Settings, codes: Sequence[str], path: str) -> None:
@@ -69,6 +70,11 @@ def check(settings: Settings, codes: Sequence[str], path: str) -> None:
             problems.append(f"[[ignore]] {entry.code}: no such rule; " + did_you_mean(entry.code, known))
         if not entry.reason.strip():
             problems.append(f"[[ignore]] {entry.code}: give a reason")
+    problems += [
+        f"select {prefix}: no rule's code begins so; " + did_you_mean(prefix, known)
+        for prefix in settings.select
+        if not any(code.startswith(prefix) for code in known)
+    ]
     problems += [
         f"allow_unknown {code}: no such rule; " + did_you_mean(code, known) for code in settings.allow_unknown if code not in known
     ]
@@ -108,6 +114,16 @@ def gate(
 def read_baseline(path: str) -> frozenset[str]:
     """The fingerprints in the baseline at `path`. Raises UserError."""
     document = jsonfile.load(path, what="baseline", where=path)
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if isinstance(schema, str) and schema != BASELINE_SCHEMA:
+        newer = schema.startswith(BASELINE_SCHEMA.rpartition("/")[0] + "/")
+        raise UserError(
+            f"the file is {schema[:60]!r}, and a baseline is {BASELINE_SCHEMA!r}",
+            code="baseline",
+            where=path,
+            why="another release of llmcheck wrote it" if newer else "",
+            hint="write it again: --write-baseline FILE --force",
+        )
     entries = document.get("findings") if isinstance(document, dict) and document.get("schema") == BASELINE_SCHEMA else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and isinstance(entry.get("fingerprint"), str) for entry in entries):
         raise UserError("not a baseline of llmcheck's", code="baseline", where=path, hint="--write-baseline writes one")
@@ -124,9 +140,11 @@ def baseline_document(findings: tuple[Finding, ...]) -> Mapping[str, object]:
     return {"schema": BASELINE_SCHEMA, "findings": sorted(entries, key=lambda entry: (entry["code"], entry["fingerprint"]))}
 
 
-def check_prefixes(flag: str, prefixes: tuple[str, ...], codes: tuple[str, ...]) -> None:
-    """Raises UserError for a prefix with which no code begins: a mistyped selection would pass unread."""
+def check_prefixes(flag: str, prefixes: tuple[str, ...], codes: tuple[str, ...], *, whole: bool = False) -> None:
+    """Raises UserError for a prefix with which no code begins: a mistyped selection would pass unread. `whole`: for what is no code."""
     for prefix in prefixes:
-        if not any(code.startswith(prefix) for code in codes):
-            hint = did_you_mean(prefix, codes) or "`llmcheck rules list` shows the codes"
-            raise UserError(f"no rule's code begins with {prefix!r}", code="selection", where=flag, hint=hint)
+        if prefix in codes or (not whole and any(code.startswith(prefix) for code in codes)):
+            continue
+        hint = did_you_mean(prefix, codes) or "`llmcheck rules list` shows the codes"
+        what = f"no rule has the code {prefix!r}" if whole else f"no rule's code begins with {prefix!r}"
+        raise UserError(what, code="selection", where=flag, hint=hint)

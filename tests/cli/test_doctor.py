@@ -109,7 +109,8 @@ def test_a_file_of_the_users_is_not_replaced(llmcheck: Run, log: Path, tmp_path:
         (["--format", "json="], ["names no file"]),
         (["--fail-on", "fatal"], ["--fail-on cannot be 'fatal'"]),
         (["--select", "LCX"], ["no rule's code begins with 'LCX'"]),
-        (["--allow-unknown", "LCV9999"], ["no rule's code begins with"]),
+        (["--allow-unknown", "LCV9999"], ["no rule has the code 'LCV9999'"]),
+        (["--allow-unknown", "LCV"], ["no rule has the code 'LCV'"]),
         (["--log", "nowhere.log"], ["nowhere.log"]),
         (["nowhere"], ["no such file or folder"]),
         (["--tokenizer", "/"], ["error["]),
@@ -148,6 +149,30 @@ def test_an_ignore_needs_reason_and_expiry_and_is_told(llmcheck: Run, log: Path,
     expired = llmcheck("doctor", str(log), cwd=tmp_path)
     assert expired.code == 1
     assert "expired on 2020-01-01" in expired.stdout
+
+
+def test_codes_may_be_in_small_letters(llmcheck: Run, log: Path) -> None:
+    assert llmcheck("doctor", str(log), "--ignore", "lcs").code == 0
+    assert llmcheck("doctor", str(log), "--select", "lcs088").code == 1
+    assert llmcheck("rules", "list", "--select", "lcs088").stdout.count("LCS088") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('select = ["XX"]', "no rule's code begins so"),
+        ('folder = "/etc"', "unknown key"),
+        ('baseline = "old.json"', "another release of llmcheck wrote it"),
+        ('baseline = "other.json"', "a baseline is 'llmcheck.baseline/1'"),
+    ],
+)
+def test_settings_with_a_silent_hole_are_refused(llmcheck: Run, log: Path, tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "llmcheck.toml").write_text(text)
+    (tmp_path / "old.json").write_text('{"schema": "llmcheck.baseline/9", "findings": []}')
+    (tmp_path / "other.json").write_text('{"schema": "llmcheck.report/1", "findings": []}')
+    outcome = llmcheck("doctor", str(log), cwd=tmp_path)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert words in outcome.stderr
 
 
 def test_a_baseline_takes_what_is_known_out(llmcheck: Run, log: Path, tmp_path: Path) -> None:

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from llmcheck.cli import main
+from llmcheck.commands import explain
 from llmcheck.commands.explain import plan_findings
+from llmcheck.console import Terminal
+from llmcheck.render.draw import Pen, width_of
+from llmcheck.rules.facts import load_registry
+from llmcheck.rules.load import load_all
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -46,3 +51,15 @@ def test_a_mistyped_code_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -
 def test_hostile_code_is_spelt_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "\x1b[31mLCM"]) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_every_explanation_has_its_parts_and_fits_the_terminal(columns: int) -> None:
+    rules = [(rule, pack) for pack in load_all(load_registry(), examples=True) for rule in pack.rules if rule.status != "removed"]
+    assert len(rules) > 1000
+    for rule, pack in rules:
+        told = explain._of_rule(rule, pack)
+        assert [name for name in ("title", "why", "example", "fix", "references") if not told[name]] == [], rule.code
+        for line in explain._lines(told, Pen(Terminal()), columns):
+            # A word that cannot be broken (an address, a path) may be wider by itself.
+            assert width_of(line) <= columns or len(line.split()) <= 2, (rule.code, line)
