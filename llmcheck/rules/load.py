@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,7 @@ MAX_DEPTH = 3  # of any/all
 MIN_LITERAL_CHARS = 4
 
 _CODE = re.compile(r"[A-Z]{2,8}\d{3,4}")
+_PREFIX = re.compile(r"[A-Z]{2,8}")
 _CODE_LINE = re.compile(rb'^code = "([A-Z]+[0-9]+)"', re.MULTILINE)
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _MAX_PROBLEMS = 20  # shown at once
@@ -81,12 +83,11 @@ def load_all(registry: Registry, folders: Sequence[str] = (), ids: Sequence[str]
     """Our own packs and those in `folders`. Raises UserError when two rules share a code or a name, or a stranger's begins with LC."""
     packs = load_shipped(registry, ids, examples=examples)
     for folder in folders:
-        pack = load_pack(folder, registry, examples=examples)
-        if pack.prefix.startswith("LC"):
-            raise UserError(
-                f"prefix {pack.prefix!r} is llmcheck's own", code="pack", where=folder, hint="choose letters that do not begin with LC"
-            )
-        packs.append(pack)
+        packs.append(load_pack(folder, registry, examples=examples))
+    numbers = Counter([*(pack.id for pack in packs), *(name for name in shipped_ids() if all(pack.id != name for pack in packs))])
+    for pack, folder in zip(packs[len(packs) - len(folders) :], folders, strict=True):
+        if numbers[pack.id] > 1:
+            raise UserError(f"two packs have the id {pack.id!r}", code="pack", where=folder, hint="give this one another id in pack.toml")
     _refuse_repeats(packs)
     return packs
 
@@ -107,6 +108,12 @@ def load_pack(folder: str, registry: Registry, *, examples: bool = True, trusted
     for name, document in documents.items():
         rules += _rules(document, name, registry, problems, examples=examples, trusted=trusted)
     if head is not None:
+        if not _NAME.fullmatch(head.id):  # it becomes the name of a file
+            problems.append(f"pack.toml: id: {head.id[:60]!r} is not kebab-case")
+        if not _PREFIX.fullmatch(head.prefix):
+            problems.append(f"pack.toml: prefix: {head.prefix[:60]!r} is not two to eight capitals")
+        if not trusted and head.prefix.startswith("LC"):
+            problems.append(f"pack.toml: prefix: those that begin with LC ({head.prefix[:60]}) are llmcheck's own")
         problems += [f"{rule.code}: the code does not begin with {head.prefix}" for rule in rules if not rule.code.startswith(head.prefix)]
     if len(rules) > MAX_RULES:
         problems.append(f"{len(rules)} rules; a pack may have {MAX_RULES}")

@@ -244,6 +244,60 @@ def test_a_teams_pack_with_a_fault_is_refused(llmcheck: Run, tmp_path: Path, cha
     assert word in outcome.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (('id = "acme"', 'id = "../../evil"'), "not kebab-case"),
+        (('id = "acme"', 'id = "a\\n::error::x"'), "not kebab-case"),
+        (('id = "acme"', 'id = "signatures"'), "two packs have the id"),
+        (('prefix = "ACME"', 'prefix = ""'), "two to eight capitals"),
+        (('prefix = "ACME"', 'prefix = "A"'), "two to eight capitals"),
+        (('prefix = "ACME"', 'prefix = "LCX"'), "llmcheck's own"),
+    ],
+)
+def test_a_pack_is_told_by_an_id_and_a_prefix_of_its_own(llmcheck: Run, tmp_path: Path, change: tuple[str, str], word: str) -> None:
+    pack = team_pack(tmp_path / "pack")
+    head = tmp_path / "pack" / "pack.toml"
+    head.write_text(head.read_text().replace(*change))
+    (tmp_path / "pages").mkdir()
+    outcome = llmcheck("rules", "docs", "--rules", pack, "--out", "pages", cwd=tmp_path)
+    assert (outcome.code, list((tmp_path / "pages").iterdir())) == (2, [])
+    assert word in outcome.stderr
+
+
+def test_templates_reach_no_attributes(llmcheck: Run, tmp_path: Path) -> None:
+    message = "{cap.name.__class__} {cap.name!r} {0.__class__} {name} %s %(x)s ${HOME} {cap.name}"
+    pack = team_pack(tmp_path / "pack", TEAM.replace("a purple elephant called {cap.name}", message))
+    (tmp_path / "run.log").write_text("see the purple elephant Bob\n")
+    outcome = llmcheck("doctor", "run.log", "--rules", pack, cwd=tmp_path)
+    assert "ACME001 ? {cap.name!r} {0.__class__} Bob %s %(x)s $? Bob" in outcome.stdout
+
+
+@pytest.mark.parametrize("kind", ["version", "facts", "log"])
+def test_a_new_rule_passes_lint_and_its_tests_once_it_is_filled_in(llmcheck: Run, tmp_path: Path, kind: str) -> None:
+    begun = llmcheck("rules", "new", "--kind", kind).stdout
+    filled = {
+        'code = "XYZ001"': 'code = "ACME001"', 'name = ""': 'name = "acme-rule"', 'title = ""': 'title = "A rule"',
+        'why = ""': 'why = "Because it was seen in our house."', 'message = ""': 'message = "it is so"', 'text = ""': 'text = "do this"',
+        '"https://"': '"https://example.org/a"', 'package = ""': 'package = "peft"', 'fixed = ""': 'fixed = "0.5.0"',
+        '{ "pkg.…" = "" }, expect = "fail"': '{ "pkg.peft" = "0.4.0" }, expect = "fail"',
+        '{ "pkg.…" = "" }, expect = "pass"': '{ "pkg.peft" = "0.5.0" }, expect = "pass"',
+        'left = "", op = "==", right = ""': 'left = "host.system", op = "==", right = "Linux"',
+        'facts = {}, expect = "fail"': 'facts = { "host.system" = "Linux" }, expect = "fail"',
+        'facts = {}, expect = "pass"': 'facts = { "host.system" = "Darwin" }, expect = "pass"',
+        'literal = ""': 'literal = "purple elephant"', "pattern = ''": "pattern = 'purple elephant (?P<name>[A-Z]\\w*)'",
+        'cause = ""': 'cause = "purple"', 'family = ""': 'family = "acme"',
+        "log = ''  # a line that people": "log = 'a purple elephant Bob'  # a line that people",
+        "log = ''  # a line that looks": "log = 'a purple elephant, unnamed'  # a line that looks",
+    }  # fmt: skip
+    for old, new in filled.items():
+        begun = begun.replace(old, new)
+    pack = team_pack(tmp_path / "pack", begun)
+    for action in ("lint", "test"):
+        outcome = llmcheck("rules", action, "--rules", pack, "--select", "ACME")
+        assert outcome.code == 0, outcome.stdout + outcome.stderr
+
+
 def test_a_pack_cannot_lead_out_of_its_folder(llmcheck: Run, tmp_path: Path) -> None:
     pack = team_pack(tmp_path / "pack")
     (tmp_path / "outside.toml").write_text(TEAM)
