@@ -9,7 +9,7 @@ from datetime import date
 from llmcheck.doctor.subjects import Gathered
 from llmcheck.report.finding import Check, Finding, PackStamp, Remedy, Report, worst_first
 from llmcheck.report.gate import Gate
-from llmcheck.rules.engine import Result, judge
+from llmcheck.rules.engine import Result, is_fragment, judge
 from llmcheck.rules.facts import Facts, Registry
 from llmcheck.rules.rule import Pack, Rule
 
@@ -61,7 +61,7 @@ def finding_of(result: Result, pack: Pack) -> Finding:
         severity=result.severity,
         confidence=result.confidence,
         status=rule.status,
-        message=result.message or rule.title,
+        message=headline(rule, result.message),
         why=rule.why,
         location=result.location,
         captures=shown,
@@ -69,6 +69,13 @@ def finding_of(result: Result, pack: Pack) -> Finding:
         fix=tuple(Remedy(kind=fix.kind, run=fix.run, text=fix.text) for fix in result.fix or rule.fix),
         references=rule.references,
     )
+
+
+def headline(rule: Rule, message: str) -> str:
+    """`message`, after the rule's title where it is no more than a value: reports have nothing else to say what it is about."""
+    if not message or message == rule.title:
+        return rule.title
+    return f"{rule.title}: {message}" if is_fragment(rule.message) else message
 
 
 def _instances(subjects: set[str], gathered: Gathered) -> list[Facts]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 
-from llmcheck.doctor.examine import stamps
+from llmcheck.doctor.examine import headline, stamps
 from llmcheck.logs.diagnose import Cause, Diagnosis, diagnose
 from llmcheck.logs.follow import Follower
 from llmcheck.logs.match import Group, ScanResult, TracebackGroup, Undecided
@@ -35,7 +35,8 @@ def with_logs(report: Report, results: Sequence[ScanResult], packs: Sequence[Pac
     diagnosis = diagnose(results)
     pack_of = {rule.code: pack.id for pack in packs for rule in pack.rules}
     findings = list(findings_of(diagnosis, pack_of, today))
-    checks = _checks(_rules(packs, gate), findings, pack_of)
+    empty = [result for result in results if result.num_lines == 0]
+    checks = _checks(_rules(packs, gate), findings, pack_of, unread="the log is empty" if len(empty) == len(results) else "")
     used = {check.pack for check in checks}
     exception = [_exception(diagnosis.exception)] if diagnosis.exception is not None else []
     return replace(
@@ -44,7 +45,7 @@ def with_logs(report: Report, results: Sequence[ScanResult], packs: Sequence[Pac
         checks=(*checks, *report.checks),
         packs=tuple(dict.fromkeys((*stamps(packs, used), *report.packs))),
         subjects=(*(_title(result) for result in results), *report.subjects),
-        notes=(*diagnosis.notes, *report.notes),
+        notes=(*(f"{_name(result)} is empty: nothing was checked in it" for result in empty), *diagnosis.notes, *report.notes),
         exceptions=(*report.exceptions, *exception),
     )
 
@@ -92,7 +93,7 @@ def _finding(group: Group, pack_of: Mapping[str, str], today: date) -> Finding:
     captures = {name: str(value)[:MAX_VALUE_CHARS] for name, value in first.captures.items()}
     return replace(
         finding,
-        message=fill(rule.message, lambda name: captures.get(name.removeprefix("cap."), "?")) or rule.title,
+        message=headline(rule, fill(rule.message, lambda name: captures.get(name.removeprefix("cap."), "?"))),
         location=Location(uri=first.source, line=first.line),
         evidence=(first.text,),
         captures=captures,
@@ -129,7 +130,8 @@ def _of_rule(rule: Rule, pack_of: Mapping[str, str], today: date) -> Finding:
     )
 
 
-def _checks(rules: Sequence[Rule], findings: Sequence[Finding], pack_of: Mapping[str, str]) -> list[Check]:
+def _checks(rules: Sequence[Rule], findings: Sequence[Finding], pack_of: Mapping[str, str], *, unread: str) -> list[Check]:
+    """What became of every signature; `unread`: why none of them was looked for."""
     fired = {finding.code: finding.outcome for finding in findings}
     return [
         Check(
@@ -137,8 +139,9 @@ def _checks(rules: Sequence[Rule], findings: Sequence[Finding], pack_of: Mapping
             name=rule.name,
             title=rule.title,
             pack=pack_of[rule.code],
-            outcome=fired.get(rule.code, "pass"),
+            outcome=fired.get(rule.code, "skip" if unread else "pass"),
             severity=rule.severity,
+            note="" if rule.code in fired else unread,
         )
         for rule in rules
     ]
@@ -152,5 +155,8 @@ def _exception(group: TracebackGroup) -> LastException:
 
 
 def _title(result: ScanResult) -> str:
-    name = "<stdin>" if result.source == "-" else result.source
-    return f"log {name} ({result.num_lines:,} lines)"
+    return f"log {_name(result)} ({result.num_lines:,} line{'s' if result.num_lines != 1 else ''})"
+
+
+def _name(result: ScanResult) -> str:
+    return "<stdin>" if result.source == "-" else result.source

@@ -19,6 +19,7 @@ from llmcheck.units import human_bytes, human_seconds
 
 MAX_VALUE_CHARS = 200  # of a fact or capture inside a message
 _WORDS: dict[str, Callable[[float], str]] = {"_bytes": human_bytes, "_s": human_seconds, "_fraction": lambda value: f"{value:.1%}"}
+_MIN_WORDS = 3  # of a message beside its slots, to stand alone
 _SLOT = re.compile(r"\{([A-Za-z][A-Za-z0-9_.\-]*)\}")
 
 
@@ -116,8 +117,18 @@ def shown(name: str, fact: Fact | None) -> str:
         for ending, words in _WORDS.items():
             if name.endswith(ending):
                 return words(value)
-    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    text = ", ".join(map(_word, value)) if isinstance(value, (list, tuple)) else _word(value)
     return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 1] + "…"
+
+
+def _word(value: object) -> str:
+    """An empty text is shown as such: a sentence must not have a hole."""
+    return str(value) if value != "" else '""'
+
+
+def is_fragment(template: str) -> bool:
+    """True for a message that says what and not what of it: a slot with fewer than three words around it. It goes after the title."""
+    return "{" in template and len(re.findall(r"\w+", _SLOT.sub("", template))) < _MIN_WORDS
 
 
 def _result(rule: Rule, outcome: Outcome, today: date, reason: str = "", missing: tuple[tuple[str, str], ...] = ()) -> Result:

@@ -51,6 +51,18 @@ def test_a_clean_log_is_0(llmcheck: Run, tmp_path: Path) -> None:
     assert llmcheck("doctor", "run.log", cwd=tmp_path).code == 0
 
 
+def test_an_empty_log_is_told_and_passes_no_rule(llmcheck: Run, tmp_path: Path) -> None:
+    (tmp_path / "run.log").write_text("")
+    document = report(llmcheck("doctor", "run.log", "--format", "json", cwd=tmp_path))
+    assert document["notes"] == ["run.log is empty: nothing was checked in it"]
+    assert document["summary"]["rules_passed"] == 0
+
+
+def test_a_message_that_is_only_a_value_follows_the_title(llmcheck: Run, tmp_path: Path) -> None:
+    (tmp_path / "hostfile").write_text("worker-0 slots=8\nworker-1\n")
+    assert "LCH141 A line of the hostfile is not 'NAME slots=NUMBER': worker-1" in llmcheck("doctor", "hostfile", cwd=tmp_path).stdout
+
+
 def test_what_no_signature_knows_is_shown_as_the_last_exception(llmcheck: Run, tmp_path: Path) -> None:
     (tmp_path / "run.log").write_text(
         'Traceback (most recent call last):\n  File "my.py", line 3, in go\n    raise Odd("purple elephant")\nmy.Odd: purple elephant\n'

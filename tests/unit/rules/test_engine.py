@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcheck.rules.engine import fill, judge
-from llmcheck.rules.facts import FactKind, Facts, Location, Registry, Subject
+from llmcheck.rules.engine import fill, is_fragment, judge, shown
+from llmcheck.rules.facts import Fact, FactKind, Facts, Location, Registry, Subject
 from llmcheck.rules.rule import Affects, Condition, Escalation, Event, Fix, Rule
 
 TODAY = date(2026, 11, 24)
@@ -168,8 +168,8 @@ def test_a_withdrawn_rule_is_skipped() -> None:
 
 def test_message_shows_facts_and_sizes() -> None:
     told = rule(when=(Condition(left="a.int", op=">", right=1),), message="{a.int} of {a.size_bytes}, {a.str}, {pkg.torch}")
-    shown = judge(told, facts({"a.int": 2, "a.size_bytes": 3 << 30, "a.str": None}), REGISTRY, TODAY).message
-    assert shown == "2 of 3.00 GiB, (none), (unknown)"
+    message = judge(told, facts({"a.int": 2, "a.size_bytes": 3 << 30, "a.str": None}), REGISTRY, TODAY).message
+    assert message == "2 of 3.00 GiB, (none), (unknown)"
 
 
 def test_templates_reach_no_attributes() -> None:
@@ -210,3 +210,23 @@ def test_what_a_requirements_file_does_not_name_is_skipped_and_what_it_does_not_
 def test_a_fix_names_the_facts_too() -> None:
     told = rule(when=(Condition(left="a.int", op=">", right=1),), fix=(Fix(kind="edit", text="make {a.int} smaller"),))
     assert judge(told, facts({"a.int": 2}), REGISTRY, TODAY).fix == (Fix(kind="edit", text="make 2 smaller"),)
+
+
+@pytest.mark.parametrize(
+    ("template", "fragment"),
+    [
+        ("{cap.what}", True),
+        ("missing: {model.missing_shards}", True),
+        ("NCCL_TIMEOUT={env.NCCL_TIMEOUT}", True),
+        ("{cap.lib} was not found", False),
+        ("no eos_token", False),
+        ("transformers {pkg.transformers} was withdrawn by its project", False),
+    ],
+)
+def test_a_message_that_is_no_more_than_a_value_is_a_fragment(template: str, fragment: bool) -> None:
+    assert is_fragment(template) == fragment
+
+
+def test_an_empty_text_leaves_no_hole_in_a_sentence() -> None:
+    assert shown("tok.eos_token", Fact(value="")) == '""'
+    assert shown("tok.tokens", Fact(value=["", "<s>"])) == '"", <s>'
