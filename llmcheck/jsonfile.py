@@ -72,6 +72,16 @@ def open_regular(path: str, *, what: str, where: str = "") -> IO[bytes]:
     )
 
 
+def list_folder(path: str, *, what: str) -> frozenset[str]:
+    """The names in the folder `path`. Raises UserError; `what` names the folder in messages ("tokenizer's folder")."""
+    try:
+        return frozenset(os.listdir(path))
+    except (OSError, ValueError) as reason:
+        why = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+        hint = "give the folder, not a file in it" if isinstance(reason, NotADirectoryError) else _way_out(path, reason)
+        raise UserError(f"cannot read the {what}: {path}", code="no-folder", where=path, why=why, hint=hint) from reason
+
+
 def unreadable(path: str, *, what: str, where: str, reason: OSError | ValueError) -> UserError:
     """The error for a file that could not be opened: what the system said, and what is there instead."""
     why = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)

@@ -59,13 +59,7 @@ def facts(path: str) -> Facts:
 
     Raises UserError when `path` is no folder, or holds neither a configuration nor weights.
     """
-    try:
-        names = frozenset(entry.name for entry in os.scandir(path))
-    except (OSError, ValueError) as reason:
-        why = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        raise UserError(
-            f"cannot read the model's folder: {path}", code="no-folder", where=path, why=why, hint="give the folder, not a file in it"
-        ) from reason
+    names = jsonfile.list_folder(path, what="model's folder")
     formats = _formats(names)
     if CONFIG not in names and not formats:
         raise UserError(

@@ -64,13 +64,7 @@ class Folder:
 
 def read_folder(path: str) -> Folder:
     """The files of the folder `path`. Raises UserError when it is no folder or holds no tokenizer."""
-    try:
-        present = {entry.name for entry in os.scandir(path)}
-    except (OSError, ValueError) as reason:
-        why = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        raise UserError(
-            f"cannot read the tokenizer's folder: {path}", code="no-folder", where=path, why=why, hint="give the folder, not a file in it"
-        ) from reason
+    present = jsonfile.list_folder(path, what="tokenizer's folder")
     names = tuple(sorted(name for name in present if name in NAMES or name.endswith(".tiktoken") or name == "config.json"))
     if not any(name in VOCABULARIES or name in (CONFIG, SPECIAL_MAP) or name.endswith(".tiktoken") for name in names):
         raise UserError(

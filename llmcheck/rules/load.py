@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmcheck import toml
+from llmcheck import jsonfile, toml
 from llmcheck.codec import from_plain
 from llmcheck.errors import UserError, did_you_mean, several
 from llmcheck.rules.facts import Registry
@@ -141,7 +141,7 @@ def _read(folder: str) -> dict[str, bytes]:
         path = os.path.realpath(os.path.join(root, name))
         if os.path.dirname(path) != root or not os.path.isfile(path):
             raise UserError(f"{name} leads out of the pack, or is no file", code="pack", where=folder, hint="put the file itself there")
-        with open(path, "rb") as file:
+        with jsonfile.open_regular(path, what="rule pack's file", where=folder) as file:
             texts[name] = file.read(MAX_PACK_BYTES + 1 - total)
         total += len(texts[name])
         if total > MAX_PACK_BYTES:

@@ -100,3 +100,22 @@ def test_a_file_without_permission_is_a_user_error(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(UserError, match="cannot read"):
         jsonfile.load(str(path), what="file")
+
+
+@pytest.mark.parametrize(("name", "words"), [("file", "not a file in it"), ("nowhere", "check the path"), ("a\0b", "check the path")])
+def test_a_folder_that_cannot_be_listed_is_a_user_error(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError) as told:
+        jsonfile.list_folder(str(tmp_path / name), what="model's folder")
+    assert told.value.code == "no-folder"
+    assert words in told.value.hint
+
+
+def test_a_folder_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(UserError) as told:
+        jsonfile.list_folder(str(tmp_path), what="model's folder")
+    assert (told.value.why, told.value.hint) == ("Permission denied", "let this user read it, or give a copy")
