@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from llmcheck.collector import without_collector
 from llmcheck.errors import UserError
 from llmcheck.planner.alternatives import alternatives
 from llmcheck.planner.candidates import Candidate, Searcher, cost
@@ -20,6 +21,7 @@ ALTERNATIVES_BUDGET = 2.0
 FAILING_LEVERS_BUDGET = 4.0  # nothing fits: what would make it fit is the answer
 
 
+@without_collector()
 def search(request: PlanRequest, *, tools: Tools | None = None) -> Plan:
     """The fastest recipe that fits what `request` fixes, with reasons, alternatives, levers and findings.
 

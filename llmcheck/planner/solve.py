@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from llmcheck.collector import without_collector
 from llmcheck.errors import UserError
 from llmcheck.planner import bounds
 from llmcheck.planner.candidates import finish
@@ -46,6 +47,7 @@ class Border(NamedTuple):
     tried: dict[int, Checked]
 
 
+@without_collector()
 def solve(request: PlanRequest, *, tools: Tools | None = None) -> SolveResult:
     """The border of `request.solve`: both sides simulated. Raises UserError when the target contradicts the rest of the request."""
     if request.solve is None:

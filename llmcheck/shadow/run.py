@@ -5,13 +5,11 @@ One call yields everything that `plan` shows of a rank. Results are cached by wh
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+from llmcheck.collector import without_collector
 from llmcheck.dsconfig import ZeroSettings
 from llmcheck.shadow.execute import execute
 from llmcheck.shadow.families.base import Config
@@ -173,7 +171,7 @@ class Rank:
         """The likely replay, if it never flushes."""
         if self._late is None:
             return None
-        with _without_collector():
+        with without_collector():
             return replay_until_flush(self._late.likely, self._replays, self._cap_bytes)
 
     @cached_property
@@ -185,7 +183,7 @@ class Rank:
         return None if self._late is None else self._replay(self._late.latest)
 
     def _replay(self, run: Late) -> LateReplay:
-        with _without_collector():
+        with without_collector():
             return replay_late(run, self._replays, self._cap_bytes)
 
 
@@ -219,18 +217,6 @@ def _late_tapes(key: _Key, pace: Pace) -> _LateTapes:
     """
     tape = _cached_sequence(key).tape
     return _LateTapes(Late(tape, pace, start="bwd0"), Late(tape, pace.without_host(), start="init"))
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Reference counts alone free the tensors; the cyclic collector only costs time."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _key(model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rank: int, free_bytes: int) -> _Key:
@@ -296,7 +282,7 @@ def _cached_sequence(key: _Key) -> Sequence:
     family = family_of(key.model)
     settings = ZeroSettings.from_config(recipe.deepspeed, cluster.num_gpus, recipe.optimizer)
     steps = num_steps(recipe)
-    with _without_collector():
+    with without_collector():
         tape = execute(
             family,
             Config(key.model.config),
@@ -339,8 +325,6 @@ def _search(replays: Replays, low: int, high: int) -> int:
     step = max(16 * MIB, high // 256)
     stride = step
     while low + stride < high:
-        if stride == 2 * step and replays.under(low + step).ran:  # the next step, where most end, before the one after it
-            return low + step
         if replays.under(low + stride).ran:
             high = low + stride
             break

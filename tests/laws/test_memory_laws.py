@@ -26,6 +26,7 @@ from llmcheck.catalog.gpus import find_gpu
 from llmcheck.dsconfig import ZeroSettings, complete
 from llmcheck.shadow import execute as execution
 from llmcheck.shadow import families, run
+from llmcheck.shadow.allocator import segment_size
 from llmcheck.shadow.execute import execute
 from llmcheck.shadow.families.base import Config
 from llmcheck.shadow.kernels import kernels_for
@@ -251,10 +252,14 @@ def test_under_the_allocated_peak_it_runs_out(case: Case) -> None:
 @laws(60)
 @given(case=estimates())
 def test_the_required_size_lies_between_allocated_and_reserved(case: Case) -> None:
-    _, recipe, cluster, estimate = case
+    model, recipe, cluster, estimate = case
     needed = estimate.required_bytes - run.overhead_bytes(recipe, cluster.gpu)
+    most = estimate.peak_reserved_high_bytes
+    if recipe.allocator == "expandable":  # it wants room for a whole request where it maps less, and the size is found in steps
+        requests = run.Rank(model, recipe, cluster, rank=estimate.rank).tape.block_sizes
+        most += max(segment_size(size) for size in requests) + max(16 * MIB, most // 256)
 
-    assert estimate.peak_allocated_bytes <= needed <= estimate.peak_reserved_high_bytes
+    assert estimate.peak_allocated_bytes <= needed <= most
 
 
 @laws(60)
