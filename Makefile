@@ -3,10 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test check lint types docs docs-check bench clean
+TRAINER_VENV := .venv-trainer
+
+.PHONY: test test-trainer check lint types docs docs-check bench clean
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# The trainer on the CPU, two ranks of gloo; no compiler is needed. Where the index has CUDA builds of torch only, name one with CPU
+# builds: `make test-trainer PIP_EXTRA_INDEX_URL=...`.
+test-trainer: $(TRAINER_VENV)/.installed
+	DS_ACCELERATOR=cpu DS_BUILD_OPS=0 CUDA_VISIBLE_DEVICES= $(TRAINER_VENV)/bin/python -m pytest tests/trainer
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -37,9 +44,14 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+$(TRAINER_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TRAINER_VENV)
+	DS_BUILD_OPS=0 $(TRAINER_VENV)/bin/python -m pip install --quiet --editable '.[test,train]'
+	touch $@
+
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TRAINER_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

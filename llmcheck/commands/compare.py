@@ -94,7 +94,7 @@ def compare(plan: Plan, receipt: Mapping[str, Any]) -> tuple[list[Row], list[str
 
 
 def _compare(plan: Plan, ranks: list[dict[str, Any]], edited: bool) -> tuple[list[Row], list[str]]:
-    rank0 = next(rank for rank in ranks if rank["rank"] == 0)
+    rank0 = {rank["rank"]: rank for rank in ranks}[0]
     notes = ["the plan was edited after planning: its estimate does not apply"] if edited else []
     rows: list[Row] = []
     if rank0["peak_allocated_bytes"] is None:

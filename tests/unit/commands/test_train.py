@@ -1,0 +1,237 @@
+"""`llmcheck train`, `launch` and `compare` without torch: what they refuse, and the commands and figures that they give."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llmcheck.cli import main
+from llmcheck.types import TrainSettings
+
+Run = tuple[int, str, str]
+
+
+@pytest.fixture
+def llmcheck(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*args: object) -> Run:
+        capsys.readouterr()
+        code = main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def plan(tmp_path: Path, llmcheck: Any) -> Path:
+    return make_plan(llmcheck, tmp_path / "plan.json", "--gpus", "2")
+
+
+def make_plan(llmcheck: Any, path: Path, *options: str) -> Path:
+    code, _, err = llmcheck("plan", "--model", "bloomz-560m", "--gpu", "H100", "--micro-batch", "1", *options, "--out", path)
+    assert code == 0, err
+    return path
+
+
+def command_of(out: str) -> list[str]:
+    return shlex.split(out.splitlines()[-1])
+
+
+def test_the_command_is_the_plans_own_with_the_settings(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    code, out, _ = llmcheck(
+        "train", "--plan", plan, "--data", tmp_path / "d", "--output", tmp_path / "o", "--lr", "3e-4", "--compile", "--dry-run"
+    )
+    document = json.loads(plan.read_text())
+
+    assert code == 0
+    assert command_of(out)[: len(document["launch"]["argv"])] == document["launch"]["argv"]
+    assert command_of(out)[len(document["launch"]["argv"]) :] == [
+        *("--data", str(tmp_path / "d"), "--output", str(tmp_path / "o"), "--lr", "0.0003", "--compile")
+    ]
+    for name, value in document["launch"]["env"].items():
+        assert f"export {name}={value}" in out.replace("'", "")
+
+
+def test_every_setting_reaches_the_trainer_by_its_own_option(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    values = {
+        "weights": "some/name",
+        "eval_data": str(tmp_path),
+        "epochs": 2.5,
+        "max_steps": 7,
+        "lr": 0.001,
+        "schedule": "linear",
+        "warmup": 0.1,
+        "min_lr": 0.2,
+        "weight_decay": 0.01,
+        "seed": 7,
+        "packing": "off",
+        "save_every": 3,
+        "keep": 5,
+        "eval_every": 4,
+        "patience": 2,
+        "num_generations": 3,
+        "resume": "never",
+        "export": "none",
+        "trackers": "tensorboard",
+        "on_nan": "continue",
+        "compile": True,
+        "allow": "pad-is-eos",
+    }
+    assert {"data", "output", *values} == set(TrainSettings._fields)
+    words = []
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [flag, str(value)]
+    code, out, err = llmcheck("train", "--plan", plan, "--data", tmp_path, "--output", tmp_path / "o", *words, "--dry-run")
+    found = command_of(out)
+
+    assert code == 0, err
+    assert found[found.index("--plan") + 6 :] == words  # after plan, data and output, in the settings' order
+
+
+def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(tmp_path: Path, llmcheck: Any) -> None:
+    plan = make_plan(llmcheck, tmp_path / "plan.json", "--gpus", "16", "--nodes", "2")
+    base = ("train", "--plan", plan, "--data", tmp_path / "d", "--output", tmp_path / "o", "--dry-run")
+    hosts = tmp_path / "hosts"
+
+    assert "there is no --hostfile" in llmcheck(*base)[2]
+    assert "there is no hostfile" in llmcheck(*base, "--hostfile", hosts)[2]
+    for text, said in (
+        ("a slots=8\n", "1 hosts, the plan has 2 nodes"),
+        ("a slots=8\na slots=8\n", "names a twice"),
+        ("a slots=8\nb 8\n", "line 2"),
+        ("a slots=8\nb slots=4\n", "b has 4 slots"),
+    ):
+        hosts.write_text(text)
+        code, _, err = llmcheck(*base, "--hostfile", hosts)
+        assert (code, said in err) == (2, True), err
+    hosts.write_text("a slots=8\nb slots=8\n")
+    code, out, _ = llmcheck(*base, "--hostfile", hosts)
+    assert code == 0
+    assert command_of(out)[:7] == ["deepspeed", "--hostfile", str(hosts), "--num_nodes", "2", "--num_gpus", "8"]
+    code, out, _ = llmcheck(*base, "--hostfile", hosts, "--launcher", "torchrun")
+    assert command_of(out)[:9] == "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint a:29500".split()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "d"], "--output is missing"),
+        (["--data", "a.json", "b.json", "--output", "o"], "llmcheck data prepare"),
+        (["--data", "d", "--output", "o", "--gpus", "4"], "no meaning with --plan"),
+        (["--data", "d", "--output", "o", "--allow", "everything"], "does not know 'everything'"),
+        (["--data", "d", "--output", "o", "--patience", "2"], "needs --eval-data"),
+        (["--data", "d\n--evil", "--output", "o"], "cannot be printed"),
+    ],
+)
+def test_what_cannot_be_meant(words: list[str], said: str, plan: Path, llmcheck: Any) -> None:
+    code, out, err = llmcheck("train", "--plan", plan, *words, "--dry-run")
+
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+def test_an_edited_plan_is_refused_here_already(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    document = json.loads(plan.read_text())
+    document["recipe"]["gradient_clipping"] = 2.0
+    plan.write_text(json.dumps(document))
+    base = ("train", "--plan", plan, "--data", tmp_path / "d", "--output", tmp_path / "o", "--dry-run")
+
+    assert "error[plan-edited]" in llmcheck(*base)[2]
+    assert llmcheck(*base, "--allow", "plan-edited")[0] == 0
+
+
+def test_from_the_options_of_plan_it_plans_first(tmp_path: Path, llmcheck: Any) -> None:
+    code, out, err = llmcheck(
+        *("train", "--model", "bloomz-560m", "--gpus", "4", "--gpu", "H100", "--micro-batch", "1"),
+        *("--data", tmp_path / "d", "--output", tmp_path / "o", "--dry-run"),
+    )
+    written = json.loads((tmp_path / "o" / "plan.json").read_text())
+
+    assert code == 0, err
+    assert written["cluster"]["num_gpus"] == 4
+    assert str(tmp_path / "o" / "plan.json") in command_of(out)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_job_files_hold_the_same_command(nodes: int, tmp_path: Path, llmcheck: Any) -> None:
+    plan = make_plan(llmcheck, tmp_path / "it's a plan.json", "--gpus", str(8 * nodes), "--nodes", str(nodes))
+    base = ("--plan", plan, "--data", tmp_path / "d", "--output", tmp_path / "o")
+    words = ["-m", "llmcheck_trainer.train", "--plan", str(plan), "--data", str(tmp_path / "d"), "--output", str(tmp_path / "o")]
+    slurm = llmcheck("launch", "--for", "slurm", *base)[1]
+    kubernetes = list(yaml.safe_load_all(llmcheck("launch", "--for", "kubernetes", "--image", "x: y#z", *base)[1]))
+    sky = yaml.safe_load(llmcheck("launch", "--for", "skypilot", *base)[1])
+
+    assert shlex.split(slurm.replace("\\\n", " ").splitlines()[-1])[-8:] == words
+    assert f"#SBATCH --nodes={nodes}\n" in slurm
+    pod = kubernetes[1]["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["command"][-8:] == words
+    assert container["image"] == "x: y#z"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert kubernetes[1]["spec"]["completions"] == nodes
+    assert shlex.split(sky["run"].replace("\\\n", " ").splitlines()[-1])[-8:] == words
+    assert sky["num_nodes"] == nodes
+    assert sky["resources"]["accelerators"] == "H100:8"
+
+
+def receipt_of(plan: Path, *, factor: float = 1.0, step_factor: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """What the trainer would write if everything were `factor` times the plan."""
+    document = json.loads(plan.read_text())
+    estimate = document["estimate"]
+    phases = [{**phase, "peak_allocated_bytes": int(phase["peak_allocated_bytes"] * factor)} for phase in estimate["phases"]]
+    rank = {
+        "rank": 0,
+        "device": "NVIDIA H100 80GB HBM3",
+        "device_memory_bytes": document["cluster"]["gpu"]["memory_bytes"],
+        "peak_allocated_bytes": int(estimate["peak_allocated_bytes"] * factor),
+        "peak_reserved_bytes": int(estimate["peak_reserved_bytes"] * factor),
+        "process_bytes": None,
+        "step_s": document["time"]["step_s"] * step_factor,
+        "phases": phases,
+    }
+    return {"schema": "llmcheck.run/1", "plan_digest": document["digest"], "plan_edited": False, "ranks": [{**rank, **changes}]}
+
+
+@pytest.mark.parametrize(("factor", "step_factor", "expected"), [(1.0, 1.0, 0), (1.2, 1.0, 1), (0.8, 1.0, 1), (1.0, 3.0, 1)])
+def test_a_measurement_outside_the_band_is_exit_code_1(
+    factor: float, step_factor: float, expected: int, plan: Path, tmp_path: Path, llmcheck: Any
+) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps(receipt_of(plan, factor=factor, step_factor=step_factor)))
+    code, out, _ = llmcheck("compare", plan, run, "--format", "json")
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+
+    assert code == expected
+    assert rows["peak allocated"]["error_fraction"] == pytest.approx(1 / factor - 1, abs=1e-6)
+    assert {"bwd0", "step1"} <= set(rows)
+    assert llmcheck("compare", plan, run)[0] == expected
+
+
+def test_another_plans_run_is_not_compared(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**receipt_of(plan), "plan_digest": "sha256:0"}))
+
+    assert "error[other-plan]" in llmcheck("compare", plan, run)[2]
+
+
+@pytest.mark.parametrize("damage", [{"ranks": []}, {"ranks": [{"rank": 0}]}, {"ranks": None}, {"plan_edited": None, "ranks": [5]}])
+def test_a_damaged_receipt_is_an_error_and_no_traceback(damage: dict[str, Any], plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**receipt_of(plan), **damage}))
+    code, _, err = llmcheck("compare", plan, run)
+
+    assert code == 2
+    assert "error[run-invalid]" in err
+
+
+def test_a_run_on_the_cpu_cannot_be_compared(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps(receipt_of(plan, peak_allocated_bytes=None, device_memory_bytes=None, device="cpu")))
+
+    assert llmcheck("compare", plan, run)[0] == 3
