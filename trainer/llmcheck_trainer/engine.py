@@ -57,7 +57,7 @@ def _look_for_nan_once(optimizer: Any) -> None:
     """
     both = getattr(optimizer, "check_grad_overflow", False) and getattr(optimizer, "compute_grad_norm", False)
     if both and not optimizer.cpu_offload and hasattr(optimizer, "scaled_global_norm"):
-        optimizer.check_overflow = lambda partition_gradients=True: None  # its answer is False until the norm is known
+        optimizer.check_overflow = lambda **_: None  # its answer is False until the norm is known
 
 
 def _optimizer(recipe: TrainingRecipe, parameters: list[Any], device: torch.device, lr: float, weight_decay: float) -> Any:
