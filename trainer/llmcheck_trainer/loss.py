@@ -6,6 +6,8 @@ step's to know. Dividing a micro-batch's mean instead weights short answers wron
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from llmcheck.errors import UserError
 
 CHUNK_TOKENS = 1024  # tokens whose logits exist at a time; the simulation's constant (llmcheck/shadow/loss.py), too
 IGNORED = -100
+CrossEntropy = Callable[..., torch.Tensor]
 
 
 class Post(NamedTuple):
@@ -79,7 +82,7 @@ def chunked_cross_entropy(
 
 
 class _ChunkedSum(torch.autograd.Function):
-    """Loss and both gradients in the forward, CHUNK_TOKENS rows at a time, in two buffers that all chunks share."""
+    """Loss and both gradients in the forward, CHUNK_TOKENS rows at a time, in one buffer of logits that all chunks share."""
 
     @staticmethod
     def forward(
@@ -90,35 +93,22 @@ class _ChunkedSum(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if grad else None
         grad_weight = torch.zeros_like(weight) if grad and weight.requires_grad else None
         grad_bias = torch.zeros_like(bias) if grad and bias is not None and bias.requires_grad else None
-        logits_buffer = hidden.new_empty(chunk, vocab)
-        fp32_buffer = logits_buffer if hidden.dtype == torch.float32 else hidden.new_empty(chunk, vocab, dtype=torch.float32)
+        buffer = hidden.new_empty(chunk, vocab)
         total = hidden.new_zeros((), dtype=torch.float32)
+        cross_entropy_ = _kernel() if hidden.is_cuda else None
         for start in range(0, rows, chunk):
-            part = hidden[start : start + chunk]
-            logits, fp32 = logits_buffer[: len(part)], fp32_buffer[: len(part)]
+            part, target = hidden[start : start + chunk], targets[start : start + chunk]
+            logits = buffer[: len(part)]
             if bias is None:
                 torch.mm(part, weight.t(), out=logits)
             else:
                 torch.addmm(bias, part, weight.t(), out=logits)
             post.apply_(logits)
-            capped = logits.clone() if grad and post.softcap is not None and logits.dtype == torch.float32 else logits
-            target = targets[start : start + chunk]
-            supervised = target != IGNORED
-            index = target.clamp_min(0).unsqueeze(1)
-            picked = logits.gather(1, index).squeeze(1).float()
-            highest, at = logits.max(1)
-            # One pass over the logits, from their own type, fp32 within. The probability of the highest is never too small for its log.
-            torch.softmax(logits, 1, dtype=torch.float32, out=fp32)
-            normaliser = highest.float() - fp32.gather(1, at.unsqueeze(1)).squeeze(1).log()
-            total += torch.where(supervised, normaliser - picked, 0.0).sum()
+            # Of the gradient; zero where the row is not supervised.
+            factors = (target != IGNORED).float().mul_((post.multiply or 1.0) / (post.divide or 1.0))
+            total += (cross_entropy_ or _cross_entropy_)(logits, target, factors, softcap=post.softcap, grad=grad).sum()
             if grad_hidden is None:
                 continue
-            fp32.scatter_add_(1, index, fp32.new_full((len(part), 1), -1.0))
-            if post.softcap is not None:  # d(cap·tanh(x/cap))/dx = 1 - (y/cap)²
-                capped.div_(post.softcap).square_()
-                fp32.addcmul_(fp32, capped, value=-1.0)  # the kernel converts, without a copy
-            factor = supervised.float().mul_((post.multiply or 1.0) / (post.divide or 1.0))  # zero where the row is not supervised
-            torch.mul(fp32, factor.unsqueeze(1), out=logits)
             torch.mm(logits, weight, out=grad_hidden[start : start + chunk])
             if grad_weight is not None:
                 grad_weight.addmm_(logits.t(), part)
@@ -132,6 +122,31 @@ class _ChunkedSum(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         # In place: the factor (1 / supervised tokens, the loss scale) comes now, so that fp16 never holds p/N unscaled.
         return (*(None if g is None else g.mul_(outer[0]) for g in gradients), None, None, None)
+
+
+@functools.cache
+def _kernel() -> CrossEntropy | None:
+    """The kernel of softmax_kernel.py, where there is Triton, which PyTorch's builds for GPUs on Linux bring along."""
+    try:
+        from llmcheck_trainer.softmax_kernel import cross_entropy_
+    except ImportError:
+        return None
+    return cross_entropy_
+
+
+def _cross_entropy_(
+    logits: torch.Tensor, targets: torch.Tensor, factors: torch.Tensor, *, softcap: float | None, grad: bool
+) -> torch.Tensor:
+    """What the kernel does, with PyTorch's own and an fp32 copy of the chunk or two."""
+    fp32 = logits.float()
+    losses = F.cross_entropy(fp32, targets, ignore_index=IGNORED, reduction="none")
+    if grad:
+        gradient = torch.softmax(fp32, 1)
+        gradient.scatter_add_(1, targets.clamp_min(0).unsqueeze(1), gradient.new_full((len(gradient), 1), -1.0))
+        if softcap is not None:  # d(cap·tanh(x/cap))/dx = 1 - (y/cap)²
+            gradient.mul_(1.0 - (fp32 / softcap).square())
+        logits.copy_(gradient.mul_(factors.unsqueeze(1)))
+    return losses
 
 
 def head_parameters(model: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
