@@ -21,6 +21,7 @@ from llmcheck.errors import SEPARATOR, UserError, did_you_mean
 COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("llmcheck.commands.plan", "will it fit, with which settings, and how long will it take"),
     "train": ("llmcheck.commands.train", "run a plan with the bundled DeepSpeed trainer"),
+    "probe": ("llmcheck.commands.probe", "the first steps of a plan on one GPU beside the plan; what this GPU reaches"),
     "compare": ("llmcheck.commands.compare", "what a plan predicted beside what its run measured"),
     "launch": ("llmcheck.commands.launch", "the command or job file that runs a plan on a cluster"),
     "doctor": ("llmcheck.commands.doctor", "what is wrong with an environment, a tokenizer, a configuration, data or a log"),

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from llmcheck import planfile
@@ -14,6 +14,7 @@ from llmcheck.commands.values import choice
 from llmcheck.console import emit, terminal
 from llmcheck.errors import CouldNotCheckError, UserError
 from llmcheck.jsonfile import load_object
+from llmcheck.planner.measured import Row
 from llmcheck.planner.plan import Plan
 from llmcheck.render.draw import Pen, clean, table
 from llmcheck.units import gib
@@ -22,28 +23,6 @@ SCHEMA = "llmcheck.compare/1"
 RUN_SCHEMA = "llmcheck.run/1"
 _WHAT = "run receipt"
 _SAME_MEMORY_FRACTION = 0.02  # two figures of one GPU's memory, torch's and a maker's, differ by less; two GPUs' by more
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One figure. `low` and `high` bound what the plan allows; None where it makes no promise."""
-
-    name: str
-    unit: str  # "bytes" or "s"
-    predicted: float
-    measured: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def error_fraction(self) -> float:
-        """How far the prediction is from the measurement, as a part of the measurement; negative: too low."""
-        return self.predicted / self.measured - 1.0 if self.measured else 0.0
-
-    @property
-    def within(self) -> bool | None:
-        """Whether the measurement is within the plan's band."""
-        return None if self.low is None or self.high is None else self.low <= self.measured <= self.high
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,12 @@ GPU_FOUND = "LCM092"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plan`."""
     configure_request(parser)
+    _choice(
+        parser.add_argument_group("data"),
+        "--packing",
+        ("on", "off"),
+        "several rows in a sequence, none seeing another (default: off)",  # `llmcheck train` has an option of that name, too
+    )
     _add_output(parser)
 
 
@@ -83,6 +89,9 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "USD",
         number("--price", 0, 1e4, unit="USD per GPU hour"),
         "price of a GPU hour (default: the catalogue's, where it has one)",
+    )
+    _option(
+        group, "--profile", "FILE", str, "what this GPU reaches, as `llmcheck probe --calibrate` measured it (default: the catalogue's)"
     )
 
 
@@ -226,9 +235,24 @@ def request_of(args: argparse.Namespace) -> tuple[PlanRequest, tuple[Finding, ..
             num_samples=args.samples,
             num_tokens=args.tokens,
             solve=args.solve,
+            packing=getattr(args, "packing", None) == "on",
+            profile=_profile(args, cluster.gpu),
         ),
         (*notes, *more),
     )
+
+
+def _profile(args: argparse.Namespace, gpu: GpuSpec) -> Any:
+    """The measured profile of --profile; None without one."""
+    if args.profile is None:
+        return None
+    from llmcheck.jsonfile import load_object
+    from llmcheck.steptime.profile import check_gpu, profile_of
+
+    where = f"--profile {args.profile}"
+    found = profile_of(load_object(args.profile, what="profile", where=where), args.profile)
+    check_gpu(found, gpu, where)
+    return found
 
 
 def explicit_command(plan: Plan, args: argparse.Namespace) -> str:
@@ -246,6 +270,7 @@ def explicit_command(plan: Plan, args: argparse.Namespace) -> str:
         ("--price", args.price),
         ("--samples", args.samples),
         ("--tokens", args.tokens),
+        ("--profile", args.profile),
     ):
         if value is not None:
             words += [flag, f"{value:.12g}" if isinstance(value, float) else str(value)]
@@ -258,6 +283,7 @@ def explicit_command(plan: Plan, args: argparse.Namespace) -> str:
     words += ["--micro-batch", str(recipe.micro_batch_size), "--grad-accum", str(recipe.grad_accum_steps)]
     words += ["--checkpointing", "on" if recipe.checkpointing else "off", "--attention", recipe.attention, "--loss", recipe.loss]
     words += ["--precision", recipe.precision, "--optimizer", recipe.optimizer, "--allocator", recipe.allocator]
+    words += ["--packing", "on"] if recipe.packing else []
     if args.ds_config is not None:
         words += ["--ds-config", args.ds_config]
     return " ".join(map(_quoted, words))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from llmcheck.planner.findings import findings
 from llmcheck.planner.plan import DataPrep, DataPrepWay, Plan
+from llmcheck.steptime.kernels import GpuRates
 from llmcheck.steptime.model import estimate as estimate_time
 from llmcheck.steptime.shape import Shape, read_shape
 from llmcheck.types import (
@@ -22,6 +23,9 @@ from llmcheck.types import (
     Verdict,
 )
 from llmcheck.units import MIB, gib
+
+if TYPE_CHECKING:
+    from llmcheck.steptime.profile import Profile
 
 Evidence = Literal["simulated-measured-kernels", "simulated-unmeasured-kernels", "conservative-stand-in"]
 
@@ -137,8 +141,9 @@ class Evaluator:
         tools: Tools | None = None,
         num_samples: int | None = None,
         num_tokens: int | None = None,
+        profile: Profile | None = None,
     ) -> None:
-        self.model, self.cluster = model, cluster
+        self.model, self.cluster, self.profile = model, cluster, profile
         self.tools = tools or Tools.real()
         self.shape: Shape = read_shape(model)
         self.evidence = _evidence(model, cluster)
@@ -151,7 +156,18 @@ class Evaluator:
     def time(self, recipe: TrainingRecipe) -> StepTime:
         """Step time of `recipe`."""
         samples, tokens = self._amount
-        return estimate_time(self.model, recipe, self.cluster, shape=self.shape, num_samples=samples, num_tokens=tokens)
+        rates = host = None
+        if self.profile is not None:
+            from llmcheck.steptime.profile import host_of, rates_of
+
+            base = GpuRates.from_spec(self.cluster.gpu, recipe.precision)
+            rates, host = rates_of(self.profile, base, recipe.precision), host_of(self.profile)
+        time = estimate_time(
+            self.model, recipe, self.cluster, rates=rates, host=host, shape=self.shape, num_samples=samples, num_tokens=tokens
+        )
+        if self.profile is None:
+            return time
+        return replace(time, assumptions=(*time.assumptions, f"rates as measured on {self.profile.device} (--profile)"))
 
     def check(self, recipe: TrainingRecipe) -> Checked:
         """Simulate the rank of `recipe` that is likely the worst, and judge it."""

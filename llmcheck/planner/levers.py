@@ -34,7 +34,11 @@ def levers(evaluator: Evaluator, request: PlanRequest, chosen: Checked, *, budge
     found: list[Lever] = []
     spent = 0.0
     for change in sorted(_changes(evaluator, request, chosen), key=lambda c: c.rank):
-        other = evaluator if change.cluster == evaluator.cluster else Evaluator(evaluator.model, change.cluster, tools=evaluator.tools)
+        other = (
+            evaluator
+            if change.cluster == evaluator.cluster
+            else Evaluator(evaluator.model, change.cluster, tools=evaluator.tools, profile=evaluator.profile)
+        )
         recipe = _completed(change, request, evaluator)
         if other.known(recipe) is None:
             if spent >= budget:
@@ -128,7 +132,15 @@ def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRec
         yield change("8-bit Adam (needs bitsandbytes)", ("--optimizer", "adam-8bit"), new, "adam-8bit", 4)
     if recipe.method == "full":
         lora = LoraSpec(rank=request.lora_rank or 16)
-        new = replace(recipe, method="lora", lora=lora, offload="none", optimizer="fused-adam", zero_stage=min(recipe.zero_stage, 2) or 2)
+        new = replace(
+            recipe,
+            method="lora",
+            lora=lora,
+            offload="none",
+            optimizer="fused-adam",
+            zero_stage=min(recipe.zero_stage, 2) or 2,
+            fused_adapters=True,
+        )
         new = _best_of(evaluator, "lora") or new
         yield change(f"LoRA r{lora.rank} instead of full fine-tuning", ("--method", "lora"), new, "lora", 3)
     elif recipe.method == "lora" and recipe.zero_stage < 3:

@@ -68,6 +68,8 @@ class PlanRequest:
     num_samples: int | None = None  # training sequences in all, for hours, cost and data preparation
     num_tokens: int | None = None  # training tokens in all
     solve: SolveTarget | None = None
+    packing: bool = False
+    profile: Any = None  # a steptime.profile.Profile: what the GPU and its host reach, measured; None: the catalogue's figures
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,9 @@ def search(request: PlanRequest, *, tools: Tools | None = None) -> Plan:
     When nothing fits, the plan is the recipe that comes nearest, and its levers say what would make it fit. A recipe that the request
     spells out is answered without alternatives, and where it fits without levers: they would cost several times the answer.
     """
-    evaluator = Evaluator(request.model, request.cluster, tools=tools, num_samples=request.num_samples, num_tokens=request.num_tokens)
+    evaluator = Evaluator(
+        request.model, request.cluster, tools=tools, num_samples=request.num_samples, num_tokens=request.num_tokens, profile=request.profile
+    )
     space = space_of(request, evaluator.shape)
     if not any(True for method in space.methods for _ in space.recipes(method)):
         raise UserError(

@@ -176,7 +176,12 @@ class _Line:
         if key not in self._evaluators:
             request = self.request_at(index)
             self._evaluators[key] = Evaluator(
-                request.model, request.cluster, tools=self.tools, num_samples=request.num_samples, num_tokens=request.num_tokens
+                request.model,
+                request.cluster,
+                tools=self.tools,
+                num_samples=request.num_samples,
+                num_tokens=request.num_tokens,
+                profile=request.profile,
             )
         return self._evaluators[key]
 

@@ -115,6 +115,7 @@ def space_of(request: PlanRequest, shape: Shape) -> Space:
         seq_len=request.seq_len,
         allocator=request.allocator or ("expandable" if gpu.vendor == "nvidia" else "native"),
         zero_stage=3 if several else 2,
+        packing=request.packing,
         gradient_clipping=1.0 if fixed.gradient_clipping is None else fixed.gradient_clipping,
         offload_device=request.offload_device or fixed.offload_device or "cpu",
     )
@@ -176,6 +177,8 @@ def _check_model(request: PlanRequest, shape: Shape) -> None:
             why="Liger has no patch for it, or one whose allocations are unknown here; modelled: " + ", ".join(sorted(FAMILIES)),
             hint="--loss chunked saves the copies of the logits without a package",
         )
+    if request.packing:
+        _check_packing(request)
     if request.attention == "sdpa" and not (shape.has_sdpa or shape.trainer_sdpa):
         raise UserError(
             f"transformers has no SDPA attention for the family {model.family!r}",
@@ -184,6 +187,27 @@ def _check_model(request: PlanRequest, shape: Shape) -> None:
             why="the model would not load with it",
             hint="--attention eager",
         )
+
+
+def _check_packing(request: PlanRequest) -> None:
+    """Raises UserError where the trainer would refuse to pack. It looks once more, at the configuration of the weights."""
+    from llmcheck.shadow.attention import PACKED_FAMILIES
+
+    family = request.model.family
+    why = ""
+    if family not in PACKED_FAMILIES:
+        why = f"no test shows that transformers' {family} keeps packed rows apart"
+    elif family == "bloom" and request.attention != "sdpa":
+        why = "transformers' own attention of BLOOM ignores where rows begin; the trainer's, --attention sdpa, does not"
+    elif family == "falcon" and request.model.config.get("alibi"):
+        why = "Falcon with ALiBi takes a plain mask only"
+    elif request.attention != "flash" and request.model.config.get("use_sliding_window", True):
+        window = request.model.config.get("sliding_window")
+        if window is not None and request.seq_len > window:
+            why = f"its attention window of {window} tokens is shorter than a sequence, which a mask of packed rows does not express"
+    if why:
+        hint = "--attention sdpa" if family == "bloom" else "--packing off"
+        raise UserError(f"{request.model.name} cannot be packed", code="packing", where="--packing on", why=why, hint=hint)
 
 
 def _check(request: PlanRequest, stage: int | None, offload: Offload | None) -> None:

@@ -22,7 +22,7 @@ def repeat_kv(t: Tensor, n: int) -> Tensor:
     return ops.reshape(ops.expand(ops.unsqueeze(t, 2), b, h, n, s, d), b, h * n, s, d)
 
 
-# Rows in a packed sequence where the plan has to say: the flash kernel's backward pads each to a multiple of 128. What `llmcheck probe` packs.
+# Rows in a packed sequence, where it matters: the flash kernel's backward pads each to a multiple of 128. So does `llmcheck probe`.
 ROWS_PER_SEQUENCE = 4
 # Families that the trainer gives to the flash kernel row by row (its varlen.FAMILIES; tests/trainer compares the two).
 ROW_FAMILIES = frozenset(
@@ -30,6 +30,15 @@ ROW_FAMILIES = frozenset(
         "apertus arcee cohere cohere2 ernie4_5 exaone4 gemma gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox granite granitemoe "
         "helium hunyuan_v1_dense llama minimax_m2 ministral ministral3 mistral mixtral olmo olmo2 olmo3 olmoe phi phi3 qwen2 qwen2_moe "
         "qwen3 qwen3_moe seed_oss smollm3 starcoder2"
+    ).split()
+)
+# Families whose rows can share a sequence (the trainer's placement.PACKED; the same test).
+PACKED_FAMILIES = frozenset(
+    (
+        "apertus arcee bloom codegen cohere cohere2 deepseek_v2 deepseek_v3 ernie4_5 exaone4 falcon gemma gemma2 gemma3_text glm glm4 "
+        "glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite granitemoe helium hunyuan_v1_dense llama minimax_m2 "
+        "ministral ministral3 mistral mixtral nemotron olmo olmo2 olmo3 olmoe opt phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss "
+        "smollm3 stablelm starcoder2"
     ).split()
 )
 WITHOUT_DEVICE = "cudnn"  # the back end where no device is simulated (comparisons with recorded event lists)
@@ -205,7 +214,7 @@ def flash_attention_forward(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.
 
 
 def rows_attention_forward(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
-    """The trainer's ``varlen.attention``: ``mha_varlen_fwd`` and ``mha_varlen_bwd`` of PyTorch's flash kernel, all rows one after another."""
+    """The trainer's ``varlen.attention``: ``mha_varlen_fwd`` and ``mha_varlen_bwd`` of PyTorch's flash kernel, rows one after another."""
     b, heads, s, d = q.shape
     kv, item, tokens = k.shape[1], q.item, b * s
     q, k, v = (ops.reshape(ops.transpose(t, 1, 2), tokens, t.shape[1], d) for t in (q, k, v))

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,9 +70,7 @@ def calibrate(budget_s: float = BUDGET_S) -> dict[str, Any]:
     until = time.perf_counter() + budget_s
     properties = torch.cuda.get_device_properties(0)
     precisions = ("bf16", "fp16", "fp32") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp16", "fp32")
-    big = torch.randn(8192, 8192, device="cuda", dtype=DTYPES[precisions[0]])
-    _burst(lambda: big @ big, WARM_S)
-    del big
+    _warm_up(DTYPES[precisions[0]])
     return {
         "schema": SCHEMA,
         "device": properties.name,
@@ -108,6 +107,11 @@ def _burst(call: Callable[[], Any], seconds: float = BURST_S) -> float:
     return start.elapsed_time(end) / 1e3 / number
 
 
+def _warm_up(dtype: torch.dtype) -> None:
+    square = torch.randn(8192, 8192, device="cuda", dtype=dtype)
+    _burst(partial(torch.mm, square, square), WARM_S)
+
+
 def _products(precisions: Sequence[str], until: float) -> Iterator[dict[str, Any]]:
     for precision in precisions:
         for m, n, k in PRODUCTS[: 4 if precision == "fp32" else None]:
@@ -116,7 +120,7 @@ def _products(precisions: Sequence[str], until: float) -> Iterator[dict[str, Any
             a = torch.randn(m, k, device="cuda", dtype=DTYPES[precision])
             b = torch.randn(n, k, device="cuda", dtype=DTYPES[precision]).t()
             out = torch.empty(m, n, device="cuda", dtype=DTYPES[precision])
-            yield {"precision": precision, "m": m, "n": n, "k": k, "time_s": _burst(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))}
+            yield {"precision": precision, "m": m, "n": n, "k": k, "time_s": _burst(partial(torch.mm, a, b, out=out))}
 
 
 def _attention(precisions: Sequence[str], until: float) -> Iterator[dict[str, Any]]:
@@ -126,12 +130,12 @@ def _attention(precisions: Sequence[str], until: float) -> Iterator[dict[str, An
         if time.perf_counter() > until:
             return
         q, k, v = (torch.randn(batch, heads, seq_len, head_dim, device="cuda", dtype=DTYPES[precision]) for _ in range(3))
-        forward = _burst(lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        forward = _burst(partial(F.scaled_dot_product_attention, q, k, v, is_causal=True))
         for tensor in (q, k, v):
             tensor.requires_grad_()
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         gradient = torch.randn_like(out)
-        backward = _burst(lambda out=out, q=q, k=k, v=v, g=gradient: torch.autograd.grad(out, (q, k, v), g, retain_graph=True))
+        backward = _burst(partial(torch.autograd.grad, out, (q, k, v), gradient, retain_graph=True))
         shape = {"precision": precision, "batch": batch, "heads": heads, "seq_len": seq_len, "head_dim": head_dim}
         yield {**shape, "forward_s": forward, "backward_s": backward}
 

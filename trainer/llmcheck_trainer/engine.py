@@ -98,7 +98,7 @@ def train_step(
         total += summed.detach()
         del output, loss, summed, batch
         engine.step()
-        number += 1
+        number += 1  # noqa: SIM113
     if mark is not None:
         mark("step")
 

@@ -178,9 +178,9 @@ def _made_up(config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Tens
     with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()
-    seen: set[int] = set()  # checkpoints hold a tied weight once, under its first name
-    tensors = model.state_dict(keep_vars=True).items()
-    shapes = {name: tensor.shape for name, tensor in tensors if not (id(tensor) in seen or seen.add(id(tensor)))}
+    # Checkpoints hold a tied weight once, under its first name.
+    first = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    shapes = {name: model.state_dict()[name].shape for name in reversed(first.values())}
     return type(model), {name: torch.randn(shape[-1:], dtype=dtype).mul_(0.02).expand(shape) for name, shape in shapes.items()}
 
 

@@ -105,7 +105,9 @@ def _run(plan_file: PlanFile, device: torch.device, meter: receipt.Meter, steps:
     meter.mark("model")
     fill(net)
     phase[0] = "deepspeed.initialize"
-    more = {"fp16": {**recipe.deepspeed["fp16"], "initial_scale_power": FP16_SCALE_POWER}} if recipe.precision == "fp16" else {}
+    more: dict[str, Any] = (
+        {"fp16": {**recipe.deepspeed["fp16"], "initial_scale_power": FP16_SCALE_POWER}} if recipe.precision == "fp16" else {}
+    )
     lr = DEFAULT_LR[recipe.method]
     engine = build_engine(net, recipe, device, lr=lr, **more)
     del net
