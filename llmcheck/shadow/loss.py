@@ -9,6 +9,7 @@ from llmcheck.shadow import liger, ops
 from llmcheck.shadow.module import Linear, ModulesToSaveWrapper
 from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, flops, record
 
+FUSED_CHUNKS = True  # one kernel makes a chunk's loss and gradient, without an fp32 copy of it (llmcheck_trainer/softmax_kernel.py)
 CHUNK_TOKENS = 1024  # tokens whose logits exist at a time in our chunked loss (the trainer's constant, too)
 
 
@@ -60,8 +61,8 @@ def _without_logits(fn: Callable[..., Tensor], lm_head: Linear | ModulesToSaveWr
 def chunked_cross_entropy(hidden: Tensor, w: Param, labels: Tensor, bias: Param | None = None) -> Tensor:
     """Our chunked loss: both gradients are made in the forward, `CHUNK_TOKENS` rows at a time; fp32 only inside a chunk.
 
-    `hidden`: [r, h], `w`: [V, h], `bias`: [V]. Per chunk: logits in the model's type, their fp32 copy (softmax and gradient in place), the
-    gradient in the model's type.
+    `hidden`: [r, h], `w`: [V, h], `bias`: [V]. Per chunk: logits in the model's type, which become the gradient in place; losses and factors
+    of its rows in fp32.
     """
     rows, h = hidden.shape
     vocab = w.shape[0]
@@ -73,9 +74,12 @@ def chunked_cross_entropy(hidden: Tensor, w: Param, labels: Tensor, bias: Param 
     logits = Storage(chunk * vocab * hidden.item)
     if cur.kernels is not None:
         cur.kernels.matmul_workspace(False)
-    fp32 = Storage(chunk * vocab * 4) if hidden.item != 4 else logits
+    if FUSED_CHUNKS or hidden.item == 4:
+        rest: tuple[Storage, ...] = (Storage(chunk * 4), Storage(chunk * 4))  # losses, and factors of their gradients
+    else:
+        rest = (Storage(chunk * vocab * 4),)
     flops(2.0 * rows * vocab * h * (2 + need_w))
-    del fp32, logits
+    del rest, logits
     out = Tensor((), 4)
     if cur.grad and (hidden.req or w.req):
         gi = (grad_input.shape, grad_input.item)
