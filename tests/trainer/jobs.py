@@ -82,3 +82,26 @@ def train_out_of_memory(argv: list[str]) -> dict[str, Any]:
         return train(argv)
     finally:
         loop.train_step = original
+
+
+def nan_steps(model: str, plan: str) -> list[dict[str, Any]]:
+    """Steps with a good loss, a NaN one and a good one: whether each moved the weights, and the norm of its gradients."""
+    import torch
+
+    from llmcheck import planfile
+    from llmcheck_trainer.engine import build_engine, start_process_group
+    from llmcheck_trainer.model import build_model
+
+    device = start_process_group()
+    spec = planfile.read(plan).plan
+    net = build_model(spec.model, spec.recipe, device, folder=model)
+    engine = build_engine(net, spec.recipe, device, lr=1e-2)
+    ids = torch.arange(2 * 16).view(2, 16)
+    found = []
+    for factor in (1.0, float("nan"), 1.0):
+        before = [p.detach().clone() for p in net.parameters()]
+        engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss * factor)
+        engine.step()
+        moved = any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+        found.append({"moved": moved, "norm": float(engine.get_global_grad_norm())})
+    return found
