@@ -1,6 +1,6 @@
 """What the plan says beside what the bundled trainer took on an H100: ``python -m benchmarks.probe.run``; prints Markdown.
 
-Rows with `fp32_chunks` were measured before the chunked loss had its kernel, and are simulated so (the fp32 copy of a chunk is simulated too).
+Rows with `fp32_chunks` were measured before the chunked loss had its kernel, and are simulated so, with an fp32 copy of each chunk.
 Errors are predicted / measured - 1 in percent. Rows that a later trainer superseded are listed, and left out of the sums.
 """
 

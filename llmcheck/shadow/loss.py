@@ -61,8 +61,8 @@ def _without_logits(fn: Callable[..., Tensor], lm_head: Linear | ModulesToSaveWr
 def chunked_cross_entropy(hidden: Tensor, w: Param, labels: Tensor, bias: Param | None = None) -> Tensor:
     """Our chunked loss: both gradients are made in the forward, `CHUNK_TOKENS` rows at a time; fp32 only inside a chunk.
 
-    `hidden`: [r, h], `w`: [V, h], `bias`: [V]. Per chunk: logits in the model's type, which become the gradient in place; losses and factors
-    of its rows in fp32.
+    `hidden`: [r, h], `w`: [V, h], `bias`: [V]. Per chunk: logits in the model's type, which become the gradient in place; losses and
+    factors of its rows in fp32.
     """
     rows, h = hidden.shape
     vocab = w.shape[0]
