@@ -81,7 +81,15 @@ def _gpu(plan: Plan, shape: Shape) -> list[Finding]:
         out.append(Finding(code=FLASH_UNSUPPORTED, severity="error", message=message, fix="--attention sdpa", where="--attention"))
     if recipe.attention == "eager" and not shape.has_sdpa:
         message = f"transformers has only eager attention for {plan.model.family}: scores of heads x length² are kept in memory"
-        out.append(Finding(code=EAGER_ONLY, severity="note", message=message))
+        if shape.trainer_sdpa:
+            message += "; the bundled trainer has fused attention for it"
+        fix = "--attention sdpa, where the bundled trainer runs the plan" if shape.trainer_sdpa else ""
+        out.append(Finding(code=EAGER_ONLY, severity="note", message=message, fix=fix, where="--attention" if fix else ""))
+    elif recipe.attention == "sdpa" and not shape.has_sdpa:
+        message = f"the fused attention of {plan.model.family} is the bundled trainer's: any other loop runs eager, and needs more memory"
+        out.append(
+            Finding(code=EAGER_ONLY, severity="note", message=message, fix="--attention eager for another loop", where="--attention")
+        )
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -163,9 +164,45 @@ def test_copies_of_a_tied_pair_are_said_to_part(request_of: Make, tools: Tools, 
 
 
 def test_eager_only_models_say_so(request_of: Make, tools: Tools) -> None:
-    assert "LCM014" in codes(search(request_of("bloomz-560m"), tools=tools))
+    assert "LCM014" in codes(search(request_of("mpt-7b"), tools=tools))
     with pytest.raises(UserError, match="no SDPA attention"):
-        search(request_of("bloomz-560m", attention="sdpa"), tools=tools)
+        search(request_of("mpt-7b", attention="sdpa"), tools=tools)
+
+
+def test_blooms_fused_attention_is_the_trainers_and_only_on_demand(request_of: Make, tools: Tools) -> None:
+    plan = search(request_of("bloomz-560m"), tools=tools)
+    (note,) = [finding for finding in plan.findings if finding.code == "LCM014"]
+    assert (plan.recipe.attention, note.fix) == ("eager", "--attention sdpa, where the bundled trainer runs the plan")
+
+    plan = search(request_of("bloomz-560m", attention="sdpa"), tools=tools)
+    (note,) = [finding for finding in plan.findings if finding.code == "LCM014"]
+    assert plan.recipe.attention == "sdpa"
+    assert "any other loop runs eager" in note.message
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "why"),
+    [
+        ("bloomz-560m", {}, "ignores where rows begin"),
+        ("mpt-7b", {}, "no test shows"),
+        ("mistral-7b", {"seq_len": 8192, "attention": "sdpa"}, "attention window"),
+    ],
+)
+def test_what_the_trainer_cannot_pack_is_refused(request_of: Make, tools: Tools, model: str, changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match="cannot be packed") as caught:
+        search(request_of(model, packing=True, **changes), tools=tools)
+    assert why in caught.value.why
+
+
+def test_packing_is_in_the_recipe_where_it_is_asked_for(request_of: Make, tools: Tools) -> None:
+    assert search(request_of("llama-7b", packing=True), tools=tools).recipe.packing
+    assert not search(request_of("llama-7b"), tools=tools).recipe.packing
+
+
+def test_adapters_are_the_trainers_below_stage_3(request_of: Make, tools: Tools) -> None:
+    for stage, fused in ((2, True), (3, False)):
+        plan = search(request_of("llama-7b", method="lora", zero_stage=stage, micro_batch_size=1), tools=tools)
+        assert plan.recipe.fused_adapters is fused
 
 
 def test_ligers_kernels_are_offered_where_they_are_modelled(request_of: Make, tools: Tools) -> None:
