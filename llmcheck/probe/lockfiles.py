@@ -74,7 +74,8 @@ def _locked(path: str, number: int, table: dict[str, Any], indexes: list[str]) -
     if not _applies(table.get("resolution-markers") or table.get("marker") or table.get("markers")):
         return None
     registry = source.get("registry") or source.get("url") or table.get("index")
-    if isinstance(registry, str) and normalised(name) == "torch" and "pypi.org" not in registry:
+    # The public index and its mirrors end in /simple (PEP 503); torch's own indexes are folders of one build.
+    if isinstance(registry, str) and normalised(name) == "torch" and not registry.rstrip("/").endswith("/simple"):
         indexes.append(re.sub(r"//[^/@]*@", "//", registry)[:200])
     location = Location(uri=path, line=number)
     if not isinstance(version, str):

@@ -25,7 +25,7 @@ dependencies = [
 [[package]]
 name = "numpy"
 version = "1.26.4"
-source = { registry = "https://pypi.org/simple" }
+source = { registry = "https://index.example.org/simple" }
 resolution-markers = [
     "sys_platform == 'nowhere'",
 ]
@@ -33,7 +33,7 @@ resolution-markers = [
 [[package]]
 name = "numpy"
 version = "2.4.6"
-source = { registry = "https://pypi.org/simple" }
+source = { registry = "https://index.example.org/simple" }
 resolution-markers = [
     "sys_platform != 'nowhere'",
 ]
@@ -113,7 +113,7 @@ def test_pylock(tmp_path: Path) -> None:
 
 def test_pipfile(tmp_path: Path) -> None:
     document = {
-        "_meta": {"sources": [{"url": "https://pypi.org/simple"}, {"url": "https://example.com/whl"}]},
+        "_meta": {"sources": [{"url": "https://index.example.org/simple"}, {"url": "https://example.com/whl"}]},
         "default": {"torch": {"version": "==2.5.1", "hashes": []}, "x": {"git": "https://example.com"}, "y": {"version": "*"}},
         "develop": {"pytest": {"version": "==8.0"}},
     }
