@@ -89,7 +89,7 @@ def _of_rule(rule: Rule, pack: Pack) -> dict[str, Any]:
         "status": rule.status,
         "since": rule.since,
         "example": rule.example or next((_example(example) for example in rule.test if example.expect == "fail"), ""),
-        "fix": [f"{' '.join(map(_quoted, fix.run))}  {fix.text}".strip() for fix in rule.fix],
+        "fix": [f"{fix.command()}  {fix.text}".strip() for fix in rule.fix],
         "references": list(rule.references),
     }
     if rule.evidence:
@@ -101,12 +101,6 @@ def _of_rule(rule: Rule, pack: Pack) -> dict[str, Any]:
     if rule.review_by is not None:
         explanation["review_by"] = str(rule.review_by)
     return explanation
-
-
-def _quoted(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
 
 
 def _example(example: Example) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import date
 
 from llmcheck.doctor.subjects import Gathered
-from llmcheck.report.finding import Check, Finding, PackStamp, Remedy, Report, worst_first
+from llmcheck.report.finding import Check, Finding, PackStamp, Report, worst_first
 from llmcheck.report.gate import Gate
 from llmcheck.rules.engine import Result, is_fragment, judge
 from llmcheck.rules.facts import Facts, Registry
@@ -66,7 +65,7 @@ def finding_of(result: Result, pack: Pack) -> Finding:
         location=result.location,
         captures=shown,
         missing=result.missing,
-        fix=tuple(Remedy(kind=fix.kind, run=fix.run, text=fix.text) for fix in result.fix or rule.fix),
+        fix=result.fix or rule.fix,
         references=rule.references,
     )
 
@@ -91,12 +90,6 @@ def _check(results: Sequence[Result], pack: Pack) -> Check:
     note = worst.reason or "; ".join(f"{name}: {why}" for name, why in worst.missing)
     rule = worst.rule
     return Check(code=rule.code, name=rule.name, title=rule.title, pack=pack.id, outcome=worst.outcome, severity=worst.severity, note=note)
-
-
-def with_findings(report: Report, findings: Sequence[Finding], checks: Sequence[Check], packs: tuple[PackStamp, ...]) -> Report:
-    """`report` with the findings of logs before its own: they say what happened, the others what may."""
-    both = (*findings, *report.findings)
-    return replace(report, findings=both, checks=(*report.checks, *checks), packs=tuple(dict.fromkeys((*report.packs, *packs))))
 
 
 def _distinct(findings: Iterable[Finding]) -> list[Finding]:

@@ -13,7 +13,7 @@ from llmcheck.logs.match import Group, ScanResult, TracebackGroup, Undecided
 from llmcheck.logs.scan import Signatures, scan
 from llmcheck.logs.source import Window, open_log
 from llmcheck.progress import bytes_bar
-from llmcheck.report.finding import Check, Finding, LastException, Remedy, Report
+from llmcheck.report.finding import Check, Finding, LastException, Report
 from llmcheck.report.gate import Gate
 from llmcheck.rules.engine import MAX_VALUE_CHARS, current_confidence, fill
 from llmcheck.rules.facts import Location
@@ -125,7 +125,7 @@ def _of_rule(rule: Rule, pack_of: Mapping[str, str], today: date) -> Finding:
         cause=rule.log.cause,
         candidates=rule.log.candidates,
         family=rule.log.family,
-        fix=tuple(Remedy(kind=fix.kind, run=fix.run, text=fix.text) for fix in rule.fix),
+        fix=rule.fix,
         references=rule.references,
     )
 

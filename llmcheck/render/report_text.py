@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from llmcheck.console import Terminal, escape, inert
 from llmcheck.render.draw import Pen, cut, width_of, wrap
 from llmcheck.render.report_json import summary
-from llmcheck.report.finding import Finding, LastException, Remedy, Report
+from llmcheck.report.finding import Finding, LastException, Report
 from llmcheck.report.gate import visible
-from llmcheck.rules.rule import Confidence
+from llmcheck.rules.rule import Confidence, Fix
 
 _STYLES = {"error": "1;31", "warning": "1;33", "info": "1;36", "unknown": "1;35"}
 _MAX_UNKNOWN = 8  # undecided rules, or reasons that several share, that are told one by one
@@ -142,13 +142,13 @@ def _fixes(finding: Finding, pen: Pen, left: int) -> Iterator[str]:
         yield from _styled(pen, "32" if index == 0 else "", _fix("fix: " if index == 0 else "or:  ", fix, pen, left))
 
 
-def _fix(label: str, fix: Remedy, pen: Pen, left: int) -> Iterator[str]:
+def _fix(label: str, fix: Fix, pen: Pen, left: int) -> Iterator[str]:
     """A command stays on one line, whatever its length: it is there to be copied."""
     if not fix.run:
         lines = wrap(escape(fix.text).split(), pen.terminal.columns - left - len(label))
         yield from (" " * left + (label if index == 0 else " " * len(label)) + line for index, line in enumerate(lines))
         return
-    command = escape(Remedy(kind=fix.kind, run=fix.run).words())
+    command = escape(fix.command())
     text = f"({escape(fix.text)})" if fix.text else ""
     if width_of(command) + width_of(text) + len(label) + 2 <= pen.terminal.columns - left:
         yield " " * left + label + command + (f"  {text}" if text else "")

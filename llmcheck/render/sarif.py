@@ -13,8 +13,9 @@ from typing import Any
 
 from llmcheck import __version__
 from llmcheck.render.report_json import ascii_json
-from llmcheck.report.finding import Finding, Remedy, Report
+from llmcheck.report.finding import Finding, Report
 from llmcheck.report.gate import Gate, gates
+from llmcheck.rules.rule import Fix
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 MAX_RESULTS = 5_000  # GitHub keeps no more of a run
@@ -61,7 +62,7 @@ def _rule(finding: Finding) -> dict[str, Any]:
 _PRECISION = {"high": "high", "medium": "medium", "low": "low"}
 
 
-def _help(fixes: Sequence[Remedy], finding: Finding) -> str:
+def _help(fixes: Sequence[Fix], finding: Finding) -> str:
     lines = [finding.why or finding.title, *[f"- {fix.words()}" for fix in fixes]]
     return "\n".join([*lines, f"llmcheck explain {finding.code}"])
 

@@ -9,25 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmcheck.rules.facts import Location
-from llmcheck.rules.rule import SEVERITIES, Confidence, Outcome, Role, Severity, Status
+from llmcheck.rules.rule import SEVERITIES, Confidence, Fix, Outcome, Role, Severity, Status
 
 Suppression = Literal["ignored", "baseline", "allowed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Remedy:
-    """One way to mend it: a command line to read (never run by us), an edit, or advice."""
-
-    kind: Literal["command", "edit", "advice"]
-    run: tuple[str, ...] = ()
-    text: str = ""
-
-    def words(self) -> str:
-        """In one line, the command as one would type it."""
-        import shlex
-
-        command = shlex.join(self.run)
-        return f"{command}  ({self.text})" if command and self.text else command or self.text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +44,7 @@ class Finding:
     explains: tuple[str, ...] = ()
     explained_by: str | None = None
     missing: tuple[tuple[str, str], ...] = ()
-    fix: tuple[Remedy, ...] = ()
+    fix: tuple[Fix, ...] = ()
     references: tuple[str, ...] = ()
     group: tuple[str, ...] = ()  # what tells two findings of one rule apart
     suppressed_by: Suppression | None = None

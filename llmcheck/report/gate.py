@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from llmcheck.report.finding import Finding, Report
-from llmcheck.rules.rule import CONFIDENCES, SEVERITIES, Confidence, Severity
+from llmcheck.rules.rule import CONFIDENCES, SEVERITIES, Confidence
 
 FailOn = Literal["error", "warning", "info", "never"]
 
@@ -100,8 +100,3 @@ def _ignore_notes(ignores: Sequence[Ignore], used: set[int], today: date) -> lis
         elif index not in used:
             notes.append(f"the [[ignore]] of {entry.code} covers nothing in this report")
     return notes
-
-
-def worst(findings: Sequence[Finding]) -> Severity | None:
-    """The worst severity among `findings`."""
-    return min((finding.severity for finding in findings), key=SEVERITIES.index, default=None)

@@ -14,13 +14,6 @@ def page(pack: Pack) -> str:
     return "\n".join(parts)
 
 
-def command_line(argv: tuple[str, ...]) -> str:
-    """An argument list as one would type it."""
-    import shlex
-
-    return shlex.join(argv)
-
-
 def _section(rule: Rule) -> str:
     lines = [f"## {rule.code}: {rule.title}", ""]
     if rule.status == "removed":
@@ -35,5 +28,5 @@ def _section(rule: Rule) -> str:
 
 def _fix(fix: Fix) -> str:
     if fix.kind == "command":
-        return f"`{command_line(fix.run)}`" + (f" ({fix.text})" if fix.text else "")
+        return f"`{fix.command()}`" + (f" ({fix.text})" if fix.text else "")
     return fix.text

@@ -77,6 +77,17 @@ class Fix:
     run: tuple[str, ...] = ()
     text: str = ""
 
+    def command(self) -> str:
+        """The argument list as one would type it; empty where there is none."""
+        import shlex
+
+        return shlex.join(self.run)
+
+    def words(self) -> str:
+        """In one line: the command, its remark in brackets."""
+        command = self.command()
+        return f"{command}  ({self.text})" if command and self.text else command or self.text
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:

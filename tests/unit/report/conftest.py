@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmcheck.report.finding import Check, Finding, LastException, PackStamp, Remedy, Report
+from llmcheck.report.finding import Check, Finding, LastException, PackStamp, Report
 from llmcheck.rules.facts import Location
+from llmcheck.rules.rule import Fix
 
 HOSTILE = "evil \x1b[31m\r::stop-commands::x\n##[error] %0A <b>&\u202e ]]> \x00"
 
@@ -21,7 +22,7 @@ def finding(code: str, **fields: object) -> Finding:
         "status": "stable",
         "message": f"message of {code}",
         "why": "Because.",
-        "fix": (Remedy(kind="command", run=("pip", "install", "transformers>=4.46.1"), text="or wait"),),
+        "fix": (Fix(kind="command", run=("pip", "install", "transformers>=4.46.1"), text="or wait"),),
         "references": ("https://example.org/a",),
     }
     return Finding(code=code, **{**given, **fields})  # type: ignore[arg-type]

@@ -11,8 +11,9 @@ from sarif_pydantic import Sarif
 
 from llmcheck.console import Terminal
 from llmcheck.render import annotations, junit, report_json, report_markdown, report_text, sarif
-from llmcheck.report.finding import Remedy, Report
+from llmcheck.report.finding import Report
 from llmcheck.report.gate import Gate
+from llmcheck.rules.rule import Fix
 from tests.unit.report.conftest import finding
 
 GATE = Gate()
@@ -127,8 +128,8 @@ def test_verbose_text_tells_effects_in_full(report: Report) -> None:
 @pytest.mark.parametrize("columns", [60, 80, 100])
 def test_text_keeps_to_the_width_but_for_what_is_to_be_copied(report: Report, columns: int) -> None:
     long = replace(report.findings[0], message="many words " * 30, evidence=("more of them " * 40,), candidates=("a-slug",) * 20)
-    command = Remedy(kind="command", run=("pip", "install", *["package"] * 40))
-    shown = replace(long, fix=(command, Remedy(kind="advice", text="a piece of advice " * 20)))
+    command = Fix(kind="command", run=("pip", "install", *["package"] * 40))
+    shown = replace(long, fix=(command, Fix(kind="advice", text="a piece of advice " * 20)))
     harmless = tuple(replace(f, message="a message") for f in report.findings[1:])
     told = replace(report, findings=(shown, *harmless), exceptions=(replace(report.exceptions[0], message="an exception"),))
     text = report_text.render(told, 1, Terminal(columns=columns), verbose=True)
