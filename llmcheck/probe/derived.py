@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from llmcheck import toml
-from llmcheck.rules.facts import ABSENT, Facts
+from llmcheck.rules.facts import ABSENT, Fact, Facts
 from llmcheck.rules.rule import Affects, Event
 from llmcheck.rules.versions import is_affected
 
@@ -130,23 +130,15 @@ def runs_on(capability: str, architectures: list[str]) -> bool:
 
 def _compilers(known: Facts, result: Facts) -> None:
     """How nvcc fits torch's CUDA, and GCC fits nvcc."""
-    nvcc, cuda = known.get("toolchain.nvcc_version"), known.get("torch.cuda_version")
-    if nvcc is None or cuda is None:
-        missing = "toolchain.nvcc_version" if nvcc is None else "torch.cuda_version"
-        result.could_not("toolchain.nvcc_against_torch", known.why_unknown(missing) or f"{missing} is not known")
-    elif nvcc.value is ABSENT or cuda.value is ABSENT:
-        result.absent("toolchain.nvcc_against_torch")
-    else:
+    both = _both(known, result, "toolchain.nvcc_against_torch", "toolchain.nvcc_version", "torch.cuda_version")
+    if both is not None:
+        nvcc, cuda = both
         ours, torchs = (str(fact.value).split(".")[:2] for fact in (nvcc, cuda))
         kind = "same" if ours == torchs else "minor" if ours[0] == torchs[0] else "major"
         result.put("toolchain.nvcc_against_torch", kind, nvcc.location)
-    gcc = known.get("toolchain.nvcc_host_compiler_version")
-    if nvcc is None or gcc is None:
-        missing = "toolchain.nvcc_version" if nvcc is None else "toolchain.nvcc_host_compiler_version"
-        result.could_not("toolchain.gcc_too_new", known.why_unknown(missing) or f"{missing} is not known")
-    elif nvcc.value is ABSENT or gcc.value is ABSENT:
-        result.absent("toolchain.gcc_too_new")
-    else:
+    both = _both(known, result, "toolchain.gcc_too_new", "toolchain.nvcc_version", "toolchain.nvcc_host_compiler_version")
+    if both is not None:
+        nvcc, gcc = both
         limit = _tables()["gcc_too_new"].get(str(nvcc.value))
         if limit is None:
             result.could_not("toolchain.gcc_too_new", f"the newest GCC that CUDA {nvcc.value} takes is not in the table")
@@ -207,13 +199,9 @@ def visible_devices(setting: str, count: int) -> tuple[int | None, str | None]:
 
 def _flash_attention(known: Facts, result: Facts) -> None:
     """Whether flash-attn's wheel was built for the torch that is there: the same minor release."""
-    built, torch = known.get("flash_attn.torch_version"), known.get("pkg.torch")
-    if built is None or torch is None:
-        missing = "flash_attn.torch_version" if built is None else "pkg.torch"
-        result.could_not("flash_attn.matches_torch", known.why_unknown(missing) or f"{missing} is not known")
-    elif built.value is ABSENT or torch.value is ABSENT:
-        result.absent("flash_attn.matches_torch")
-    else:
+    both = _both(known, result, "flash_attn.matches_torch", "flash_attn.torch_version", "pkg.torch")
+    if both is not None:
+        built, torch = both
         result.put("flash_attn.matches_torch", str(built.value).split(".")[:2] == str(torch.value).split(".")[:2], built.location)
 
 
@@ -230,6 +218,19 @@ def _bitsandbytes(known: Facts, result: Facts) -> None:
         result.could_not("bitsandbytes.cuda_versions", why)
         return
     result.put("bitsandbytes.cuda_versions", list(row["cuda"]), pinned.location)
+
+
+def _both(known: Facts, result: Facts, target: str, one: str, other: str) -> tuple[Fact, Fact] | None:
+    """The two facts that `target` is derived from; None where one is missing: `result` then says that it is unknown, or absent."""
+    first, second = known.get(one), known.get(other)
+    if first is None or second is None:
+        missing = one if first is None else other
+        result.could_not(target, known.why_unknown(missing) or f"{missing} is not known")
+        return None
+    if first.value is ABSENT or second.value is ABSENT:
+        result.absent(target)
+        return None
+    return first, second
 
 
 def _in_range(version: str, row: dict[str, Any]) -> bool:
