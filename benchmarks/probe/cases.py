@@ -23,7 +23,7 @@ _MODELS = "models-2026-11.json"  # of benchmarks/accuracy/data; a name that is n
 _SEQ_LEN, _MICRO_BATCH = 1024, 2
 _RECIPE_KEYS = (
     "precision", "optimizer", "zero_stage", "offload", "checkpointing", "attention", "loss", "allocator", "micro_batch_size",
-    "grad_accum_steps", "seq_len", "packing",
+    "grad_accum_steps", "seq_len", "packing", "fused_adapters",
 )  # fmt: skip
 
 
