@@ -106,11 +106,13 @@ class Variant(NamedTuple):
     lora: LoraSpec | None
     attention: Attention
     loss: Loss
+    fused_adapters: bool = False
 
     @staticmethod
     def of(recipe: TrainingRecipe) -> Variant:
         """The variant that `recipe` runs."""
-        return Variant(recipe.method, recipe.lora, recipe.attention, recipe.loss)
+        fused = recipe.fused_adapters and recipe.method == "lora" and recipe.zero_stage < 3
+        return Variant(recipe.method, recipe.lora, recipe.attention, recipe.loss, fused)
 
 
 RESIDUAL_ADDS = 2  # per layer: after attention and after the MLP; parallel layers add both to the input too
@@ -239,7 +241,29 @@ def _linear(work: Work, linear: Linear, batch: Batch, variant: Variant, backward
                 work.add(r * o * e, 2)
         work.views += 4
     if variant.lora is not None and is_adapted(linear, variant.lora.targets):
-        _adapter(work, linear, batch, variant.lora.rank, variant.lora.dropout, backward)
+        if variant.fused_adapters:
+            _fused_adapter(work, linear, batch, variant.lora.rank, variant.lora.dropout, backward)
+        else:
+            _adapter(work, linear, batch, variant.lora.rank, variant.lora.dropout, backward)
+
+
+def _fused_adapter(work: Work, linear: Linear, batch: Batch, rank: int, dropout: float, backward: bool) -> None:
+    """The trainer's (llmcheck_trainer/lora.py): the products accumulate, so an output is read and written once more, by the product itself."""
+    r, e = batch.tokens, batch.element_bytes
+    i, o = linear.in_features, linear.out_features
+    drop = r * i * (2 * e + 1) if dropout > 0 else 0.0
+    if not backward:
+        work.add(drop + r * o * e, 1 if dropout > 0 else 0, 4)  # the accumulating product reads what the base's wrote
+        work.mm(r, rank, i)
+        work.mm(r, o, rank)
+        work.visits += 1 if dropout > 0 else 0
+    else:
+        work.mm(r, rank, o)
+        work.mm(o, rank, r)
+        work.mm(rank, i, r)
+        work.mm(r, i, rank)
+        # without dropout accumulated; with it, the mask's product and the sum with the base's gradient
+        work.add(r * rank * 2 * e + (drop + r * i * 3 * e if dropout > 0 else r * i * e), 4 if dropout > 0 else 2, 6)
 
 
 def _adapter(work: Work, linear: Linear, batch: Batch, rank: int, dropout: float, backward: bool) -> None:
@@ -394,8 +418,16 @@ def ends_forward(shape: Shape, batch: Batch, variant: Variant) -> Work:
         # fp32 copy; log-softmax reads a row three times (maximum, sum, result), the row is too long to stay on the chip
         work.add(logits * ((e + 4) + 16 + 2 * e * caps), 6 + caps, 8)
     elif variant.loss == "chunked":
-        _per_chunk(work, r, v, h)
-        work.add(logits * ((e + 4) + 16 + 2 * e * caps), (6 + caps) * -(-r // _CHUNK_TOKENS), 8 * -(-r // _CHUNK_TOKENS))
+        # llmcheck_trainer/loss.py: loss and both gradients chunk by chunk in the forward; one kernel reads a chunk of logits twice and
+        # writes its gradient in place. The rows of both gradients are written (the weight's read as well) by the products.
+        rows = min(r, _CHUNK_TOKENS)
+        chunks = -(-r // rows)
+        work.mm(rows, v, h, chunks)
+        work.mm(rows, h, v, chunks)
+        work.add(logits * e * (3 + 2 * caps), (6 + caps) * chunks, 6 * chunks)
+        if _trains_head(variant):
+            work.mm(v, h, rows, chunks)
+            work.add(v * h * e * (1 + chunks), 1)  # zeros; each chunk adds to what is there
     else:
         # Liger's fused linear cross-entropy: loss and both gradients per chunk in the forward; a chunk holds about r·h elements
         rows = max(1, min(r, 1 << max(0, (-(-r // max(1, -(-v // h))) - 1).bit_length())))
@@ -410,11 +442,6 @@ def ends_forward(shape: Shape, batch: Batch, variant: Variant) -> Work:
     return work
 
 
-def _per_chunk(work: Work, tokens: int, vocab: int, width: int) -> None:
-    rows = min(tokens, _CHUNK_TOKENS)
-    work.mm(rows, vocab, width, -(-tokens // rows))
-
-
 def ends_backward(shape: Shape, batch: Batch, variant: Variant) -> Work:
     """Gradients of loss, output projection, final norm and embedding."""
     work = Work()
@@ -423,16 +450,14 @@ def ends_backward(shape: Shape, batch: Batch, variant: Variant) -> Work:
     tied = shape.tied and not (variant.lora is not None and variant.lora.train_embeddings == "modules-to-save")
     logits = float(r) * v
     caps = 4 if shape.softcap else 0
-    if variant.loss != "liger":
-        chunks = -(-r // _CHUNK_TOKENS) if variant.loss == "chunked" else 1
-        if variant.loss == "chunked":  # logits once more
-            _per_chunk(work, r, v, h)
-            work.add(logits * ((e + 4) + 16), 4 * chunks, 8 * chunks)
-        work.mm(r // chunks or 1, h, v, chunks)
-        if _trains_head(variant):
-            work.mm(v, h, r // chunks or 1, chunks)
+    if variant.loss == "hf":
+        work.mm(r, h, v)
+        if trained:
+            work.mm(v, h, r)
         # scatter into zeros, log-softmax gradient (gradient and output read twice), copy to 16 bit
-        work.add(logits * (4 + 20 + (4 + e) + 2 * e * caps), (4 + caps) * chunks, 10 * chunks)
+        work.add(logits * (4 + 20 + (4 + e) + 2 * e * caps), 4 + caps, 10)
+    else:  # both gradients are there; they are scaled
+        work.add(r * h * 2 * e + (v * h * 2 * e if trained else 0), 2 if trained else 1, 4)
     if trained:
         # dense gradient of the embedding: zeros, sort of the ids, rows added; a tied head adds its own
         work.add(v * h * e * (4 if tied else 1) + r * h * 3 * e, 12, 6)
