@@ -248,7 +248,7 @@ def _linear(work: Work, linear: Linear, batch: Batch, variant: Variant, backward
 
 
 def _fused_adapter(work: Work, linear: Linear, batch: Batch, rank: int, dropout: float, backward: bool) -> None:
-    """The trainer's (llmcheck_trainer/lora.py): the products accumulate, so an output is read and written once more, by the product itself."""
+    """The trainer's (llmcheck_trainer/lora.py): the products accumulate, an output passes through memory once more and no oftener."""
     r, e = batch.tokens, batch.element_bytes
     i, o = linear.in_features, linear.out_features
     drop = r * i * (2 * e + 1) if dropout > 0 else 0.0
