@@ -119,7 +119,8 @@ def space_of(request: PlanRequest, shape: Shape) -> Space:
         gradient_clipping=1.0 if fixed.gradient_clipping is None else fixed.gradient_clipping,
         offload_device=request.offload_device or fixed.offload_device or "cpu",
     )
-    attention: tuple[Attention, ...] = (request.attention,) if request.attention else ("sdpa" if shape.has_sdpa else "eager",)
+    fused = shape.has_sdpa or shape.trainer_sdpa  # the plan is for the bundled trainer, which may have it where transformers has not
+    attention: tuple[Attention, ...] = (request.attention,) if request.attention else ("sdpa" if fused else "eager",)
     losses: tuple[Loss, ...] = (request.loss,) if request.loss else ("hf", "chunked")
     batches, notes = _batches(
         _first(request.micro_batch_size, fixed.micro_batch_size),
@@ -197,7 +198,7 @@ def _check_packing(request: PlanRequest) -> None:
     why = ""
     if family not in PACKED_FAMILIES:
         why = f"no test shows that transformers' {family} keeps packed rows apart"
-    elif family == "bloom" and request.attention != "sdpa":
+    elif family == "bloom" and request.attention == "eager":
         why = "transformers' own attention of BLOOM ignores where rows begin; the trainer's, --attention sdpa, does not"
     elif family == "falcon" and request.model.config.get("alibi"):
         why = "Falcon with ALiBi takes a plain mask only"

@@ -1,7 +1,8 @@
 """The first steps of a plan as one rank of its cluster, on one GPU and without the other ranks: the memory and the time that they take.
 
 Collectives go to PyTorch's fake process group, so DeepSpeed partitions as among all ranks while nothing is sent: memory is this rank's own
-(without NCCL's buffers), times lack the communication. Weights and tokens are random; model, engine and step are the trainer's.
+(without NCCL's buffers), times lack the communication. Weights and tokens are random; model, engine and step are the trainer's. Where all
+ranks are there, started by a launcher, the same is measured with real collectives.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ FP16_SCALE_POWER = 4  # small enough that no step overflows: a skipped step make
 WEIGHT_DEVIATION = 0.02  # the usual `initializer_range`
 
 
-def measure(plan_file: PlanFile, *, rank: int = 0, steps: int = 6, on_cpu: bool = False) -> dict[str, Any]:
+def measure(plan_file: PlanFile, *, rank: int = 0, steps: int = 6, on_cpu: bool = False, alone: bool = True) -> dict[str, Any]:
     """Run `steps` steps as `rank`; what was measured, memory in bytes. Call it once in a process: it joins a process group.
 
     The first steps wait at the end of each phase to read memory; the later ones are timed. `on_cpu` is for tests: times, no memory.
+    `alone`: the other ranks are not there; else a launcher started them all, and this one has its place in the environment.
     Raises CouldNotCheckError without a GPU, UserError for a plan that cannot run.
     """
     cluster = plan_file.plan.cluster
@@ -48,7 +50,7 @@ def measure(plan_file: PlanFile, *, rank: int = 0, steps: int = 6, on_cpu: bool 
             hint="run it on one GPU of the kind that the plan is for; `llmcheck doctor` says what is wrong with the installation",
         )
     before = used_bytes()
-    device = join(rank, cluster.num_gpus)
+    device = join(rank, cluster.num_gpus) if alone else start_process_group()
     phase = ["loading the model"]
     meter = receipt.Meter(device)
     outcome = "measured"
