@@ -54,9 +54,9 @@ def model_of(case: dict[str, Any], config: Any, ds: dict[str, Any], device: str,
     if case["method"] == "qlora":
         model = _quantised(config, dtype, device, mark)
     else:
-        without = lambda self, *_args, **_kwargs: None  # noqa: E731 - weights are filled below, faster
-        transformers.modeling_utils.PreTrainedModel._initialize_weights = without
-        transformers.modeling_utils.PreTrainedModel.initialize_weights = without
+        # weights are filled below, faster
+        transformers.modeling_utils.PreTrainedModel._initialize_weights = _leave
+        transformers.modeling_utils.PreTrainedModel.initialize_weights = _leave
         torch.set_default_dtype(dtype)
         config.dtype = dtype
         with deepspeed.zero.Init(config_dict_or_path=ds) if case["zero"] == 3 else torch.device(device):
@@ -88,6 +88,10 @@ def model_of(case: dict[str, Any], config: Any, ds: dict[str, Any], device: str,
             model.enable_input_require_grads()
     model.train()
     return model
+
+
+def _leave(*_args: Any, **_kwargs: Any) -> None:
+    """What initialises nothing."""
 
 
 def _numel(p: Any) -> int:

@@ -1,8 +1,8 @@
-"""Measure drawn runs on this machine's GPU: ``python -m benchmarks.holdout.measure RUNS.jsonl PREDICTIONS.jsonl OUT.jsonl SECONDS``.
+"""Measure drawn runs on a GPU: ``python -m benchmarks.holdout.measure RUNS.jsonl PREDICTIONS.jsonl OUT.jsonl SECONDS``.
 
-Each run has a process of its own, forked from one that has imported everything and has no CUDA context. Runs whose reserved memory depends on
-how far the CPU is ahead of the GPU (ZeRO-3, and overlapped communication) run alone; of the others several share the GPU, and those repeat
-alone while time is left, for the driver's figure of the process. A line goes to OUT as soon as it is there.
+Each run has a process of its own, forked from one that has imported everything and has no CUDA context. Runs whose reserved memory depends
+on how far the CPU is ahead of the GPU (ZeRO-3, and overlapped communication) run alone; of the others several share the GPU, and those
+repeat alone while time is left, for the driver's figure of the process. A line goes to OUT as soon as it is there.
 """
 
 from __future__ import annotations
@@ -105,11 +105,13 @@ class Session:
     def _keep(self, found: dict[str, Any]) -> None:
         with self.out.open("a") as file:
             file.write(json.dumps(found) + "\n")
-        words = found.get("error", "").splitlines()[:1] or [
+        words = (
             f"allocated {found.get('peak_alloc_train', 0) / 2**30:.3f} reserved {found.get('peak_reserved', 0) / 2**30:.3f} GiB "
             f"skipped {found['skipped']} step {found['step_s']} s"
-        ]
-        print(found["id"], "alone" if found["alone"] else "shared", *words, f"in {found.get('process_s', '?')} s", flush=True)
+            if "error" not in found
+            else str(found["error"]).partition("\n")[0]
+        )
+        print(found["id"], "alone" if found["alone"] else "shared", words, f"in {found.get('process_s', '?')} s", flush=True)
 
 
 def timed(case: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Write down what the planner says of drawn runs, before anyone measures them: ``python -m benchmarks.holdout.predict RUNS.jsonl OUT.jsonl``.
+"""What the planner says of drawn runs, before anyone measures them: ``python -m benchmarks.holdout.predict RUNS.jsonl OUT.jsonl``.
 
 Each line has the commit that it was computed with; the working tree must be clean but for the two files.
 """

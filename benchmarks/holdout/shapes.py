@@ -39,7 +39,7 @@ def draw(rng: random.Random, family: str, seq_len: int) -> dict[str, Any]:
         head_dim, heads = rng.choice(HEAD_DIMS), rng.choice(NUM_HEADS)
         if family == "codegen":
             heads = 4 * max(1, heads // 4)  # its fused projection is cut for four chips
-        if family in PARTIAL and head_dim % 8 or (family in ("mpt", "bloom") and head_dim > 128):
+        if (family in PARTIAL and head_dim % 8) or (family in ("mpt", "bloom") and head_dim > 128):
             continue
         if NARROWEST <= head_dim * heads <= WIDEST:
             break
@@ -120,9 +120,10 @@ def _experts(rng: random.Random, fields: Any, config: dict[str, Any]) -> None:
         config["shared_expert_intermediate_size"] = 32 * rng.randint(8, 48)
     if "n_shared_experts" in fields:
         config["n_shared_experts"] = rng.choice((1, 2))
-    if isinstance(fields.get("n_group"), int):
-        config["n_group"], config["topk_group"] = rng.choice(((1, 1), (2, 1), (4, 2)))
-        config["num_experts_per_tok"] = min(config["num_experts_per_tok"], config[key] // config["n_group"])
+    if isinstance(fields.get("n_group"), int):  # a group is chosen by the two best of its experts
+        groups = rng.choice([g for g in (1, 2, 4) if config[key] >= 2 * g])
+        config["n_group"], config["topk_group"] = groups, max(1, groups // 2)
+        config["num_experts_per_tok"] = min(config["num_experts_per_tok"], config["topk_group"] * config[key] // groups)
     if "first_k_dense_replace" in fields:
         config["first_k_dense_replace"] = rng.choice((0, 1))
     if "decoder_sparse_step" in fields:
