@@ -200,6 +200,7 @@ def run(case: dict[str, Any], *, alone: bool, device: str = "cuda") -> dict[str,
     if case["optimizer"] == "adam8bit":
         ds["zero_allow_untested_optimizer"] = True
     model = model_of(case, config, ds, device, mark)
+    case["attn_seen"] = model.config._attn_implementation
     params = [p for p in model.parameters() if p.requires_grad]
     n_train = sum(_numel(p) for p in params)
     mark("model")

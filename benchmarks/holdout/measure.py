@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterable
@@ -124,8 +125,7 @@ def main(argv: list[str]) -> int:
     deadline = time.monotonic() + float(argv[3])
     cases = [json.loads(line) for line in Path(argv[0]).read_text().splitlines()]
     predicted = {p["id"]: p["process"] for p in map(json.loads, Path(argv[1]).read_text().splitlines())}
-    out, scratch = Path(argv[2]), Path(argv[2] + ".scratch")
-    scratch.mkdir(exist_ok=True)
+    out, scratch = Path(argv[2]), Path(tempfile.mkdtemp())
     began = time.monotonic()
     if DEVICE == "cuda":
         pid = os.fork()
