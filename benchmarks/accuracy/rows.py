@@ -100,6 +100,8 @@ def _configs(file: str) -> dict[str, dict[str, Any]]:
 
 def _model_config(raw: dict[str, Any], group: str) -> dict[str, Any]:
     """The configuration that `raw` was run with: its model's, with the row's overrides and number of layers."""
+    if "model_type" in raw.get("config", {}):  # the row has the whole configuration
+        return dict(raw["config"])
     config = dict(_configs(_MODEL_FILES[group])[raw["model"]]) if group in _MODEL_FILES else config_of(raw["model"])
     config.update(raw.get("config", {}))
     layers = raw.get("layers")
