@@ -26,7 +26,7 @@ def start_process_group() -> torch.device:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         device = torch.device("cpu")
-        # DeepSpeed would compile its collectives over shared memory as the ranks start, and end where there is no compiler; gloo has its own.
+        # DeepSpeed would compile its collectives over shared memory first, and end where there is no compiler; gloo has its own.
         deepspeed.ops.__compatible_ops__[_SHARED_MEMORY_OP] = False
     else:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
