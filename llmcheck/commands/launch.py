@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from llmcheck.commands import train
+from llmcheck.commands import preflight, train
 from llmcheck.commands.values import choice
 from llmcheck.console import emit
 from llmcheck.errors import UserError
@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
     """Print it; returns 0. Raises UserError when the plan or an option is missing."""
     if args.target is None:
         raise UserError("--for is missing", code="usage", where="llmcheck launch", hint="one of " + ", ".join(TARGETS))
-    settings = train.settings_of(args)
+    settings = train.prepared_settings(args)
     path, plan_file = train.plan_of(args)
-    train.check(plan_file, path, settings)
+    train.check(plan_file, path, preflight.allowances(args.allow))
     if args.target in ("deepspeed", "torchrun"):
         args.launcher = args.target
         argv, env = train.command(plan_file, path, settings, args)

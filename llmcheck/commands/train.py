@@ -1,29 +1,40 @@
-"""``llmcheck train``: run a plan with the bundled trainer. Checks what can be checked without torch, then becomes the launcher."""
+"""``llmcheck train``: run a plan with the bundled trainer. Checks, prepares the data, then becomes the launcher; torch is never loaded here."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from typing import Any
 
+from llmcheck import lock
+from llmcheck.commands import data as preparing
 from llmcheck.commands import plan as planning
+from llmcheck.commands import preflight, train_data
 from llmcheck.commands.values import choice, number, whole
 from llmcheck.errors import CouldNotCheckError, UserError
-from llmcheck.planfile import PlanFile
+from llmcheck.planfile import Allowed, PlanFile
+from llmcheck.planner.plan import Plan, SolveResult
 from llmcheck.types import TrainSettings
 
 MODULE = "llmcheck_trainer.train"
 PORT = 29500  # torchrun's own default
 NEEDED = ("torch", "transformers", "deepspeed")
-ALLOWABLE = ("plan-edited", "pad-is-eos", "other-run", "does-not-fit")  # the trainer's identity.ALLOWABLE
 _STEPS = 10**9
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
     add_run(parser)
+    group = parser.add_argument_group("how files of rows are prepared, once, before any rank starts")
+    group.add_argument("--tokenizer", metavar="DIR", help="a folder with a tokenizer, or a Hub name (default: the one beside the weights)")
+    preparing.configure_rows(group)
     group = parser.add_argument_group("how it is started")
-    group.add_argument("--dry-run", action="store_true", help="print the command and its environment, start nothing")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the command and its environment, and what would be prepared, by the first rows; start and prepare nothing",
+    )
     group.add_argument("--force", action="store_true", help="let the plan made from --model replace a plan.json that was edited")
     planning.configure_request(parser)
 
@@ -32,20 +43,20 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is run: the plan, and all of TrainSettings."""
     group = parser.add_argument_group("what is run")
     _value(group, "--plan", "FILE", str, "plan file to run; without it, --model and the other options of `llmcheck plan` make one first")
-    # nargs: prepared folders come one at a time; more than one name are raw files, which get an error that says what to do.
-    group.add_argument("--data", metavar="FOLDER", nargs="+", help="data that `llmcheck data prepare` wrote")
+    _files(group, "--data", "files of rows (JSON lines, JSON, Parquet, Arrow, text), or the folder that `llmcheck data prepare` wrote")
     _value(group, "--output", "FOLDER", str, "checkpoints, log, run.json and the trained model; every node must see it")
-    _value(group, "--eval-data", "FOLDER", str, "held-out data, prepared like --data")
+    _files(group, "--eval-data", "held-out data, like --data")
     _value(group, "--weights", "FOLDER|NAME", str, "weights to start from (default: the plan's folder or Hub name)")
     _value(group, "--launcher", "deepspeed|torchrun", choice("--launcher", ("deepspeed", "torchrun")), "what starts the ranks")
     _value(group, "--hostfile", "FILE", str, "DeepSpeed hostfile of a plan with several nodes; checked first")
     _value(group, "--rendezvous", "HOST:PORT", str, "with torchrun on several nodes: where they meet (default: the hostfile's first)")
-    _value(
-        group,
+    group.add_argument(
         "--allow",
-        "CODES",
-        str,
-        "go on in spite of these, with commas: " + ", ".join(ALLOWABLE),
+        metavar="CODE=REASON",
+        action="append",
+        default=[],
+        help="go on in spite of a finding of doctor's, for a reason that the plan keeps; repeatable; also, with or without a reason: "
+        + ", ".join(preflight.TRAINER_CODES),
     )
     group = parser.add_argument_group("how long, how fast")
     _value(group, "--epochs", "N", number("--epochs", 0.001, 1e4, unit="epochs"), "passes over the data (default: 1)")
@@ -80,15 +91,33 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Become the launcher; only --dry-run returns. Raises UserError for what would fail on the nodes."""
-    settings = settings_of(args)
+    """Become the launcher; returns only from --dry-run, and where the data cannot be prepared. Raises UserError for what would fail later."""
+    _require(args)
+    allowed = preflight.allowances(args.allow)
+    sets = [train_data.given("--data", args.data, args.output)]
+    if args.eval_data:
+        sets.append(train_data.given("--eval-data", args.eval_data, args.output))
+    train_data.check_options(args, sets)
+    settings = settings_of(args, sets, allowed)
+    if not args.dry_run:
+        _make_output(settings.output)
     path, plan_file = plan_of(args)
-    check(plan_file, path, settings)
+    check(plan_file, path, allowed)
+    argv, env = command(plan_file, path, settings, args)
+    if not args.dry_run:
+        _check_packages(argv[0])
+        # Kept by the launcher that this process becomes. With torchrun on several nodes each has a process like this one.
+        if argv[0] == "deepspeed" or plan_file.plan.cluster.num_nodes == 1:
+            lock.hold(os.path.join(settings.output, lock.RUN), inherited=True)
+    _examine(args, path, plan_file, sets, allowed)
+    code = _make_ready(args, plan_file, sets, allowed)
+    if code:
+        return code
+    path = _keep(path, settings.output, allowed, force=args.force, dry=args.dry_run)
     argv, env = command(plan_file, path, settings, args)
     if args.dry_run:
         _show(argv, env, plan_file)
         return 0
-    _check_packages(argv[0])
     os.environ.update(env)
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted; signals and the exit code are the launcher's own
@@ -96,30 +125,77 @@ def run(args: argparse.Namespace) -> int:
         raise _no_launcher(argv[0]) from reason
 
 
-def settings_of(args: argparse.Namespace) -> TrainSettings:
-    """The settings in the options. Raises UserError where --data or --output is missing, or data is not prepared."""
-    for flag in ("data", "output"):
-        if not getattr(args, flag):
-            raise UserError(f"--{flag} is missing", code="usage", where="llmcheck train", hint="`llmcheck train --help` lists the options")
-    if len(args.data) > 1 or os.path.isfile(args.data[0]):
+def _make_output(output: str) -> None:
+    try:
+        os.makedirs(output, exist_ok=True)
+        why = "" if os.access(output, os.W_OK | os.X_OK) else "Permission denied"
+    except OSError as reason:
+        why = reason.strerror or str(reason)
+    if why:
         raise UserError(
-            "the data is not prepared yet",
-            code="data",
-            where="--data",
-            why="text is turned into tokens once, before any GPU is held: ranks that wait for it run into the time limit of NCCL",
-            hint="`llmcheck data prepare`, then name the folder that it wrote",
+            f"cannot write to {output}", code="output", where=f"--output {output}", why=why, hint="name a folder that can be written to"
         )
-    values: dict[str, Any] = {"data": os.path.abspath(args.data[0]), "output": os.path.abspath(args.output)}
+
+
+def _examine(args: argparse.Namespace, path: str, plan_file: PlanFile, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> None:
+    """The doctor's part. A dry run is made anywhere: it does not judge this machine."""
+    weights = train_data.weights_folder(args, plan_file.plan)
+    tokenizer = args.tokenizer or weights
+    preflight.examine(
+        preflight.Run(
+            plan=path,
+            weights=weights if weights is not None and os.path.isfile(os.path.join(weights, "config.json")) else None,
+            tokenizer=tokenizer if tokenizer is not None and _has_tokenizer(tokenizer) else None,
+            files=[file for each in sets for file in each.files],
+            hostfile=args.hostfile,
+            machine=not args.dry_run,
+            bad_rows_allowed=args.max_bad is not None,
+        ),
+        (*plan_file.allowed, *allowed),
+    )
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+
+
+def _make_ready(args: argparse.Namespace, plan_file: PlanFile, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> int:
+    codes = {*plan_file.allowed_codes(), *(each.code for each in allowed)}
+    request = train_data.request(args, plan_file.plan, sets, codes, dry=args.dry_run)
+    if args.dry_run and not any(each.files for each in sets) and _missing(("tokenizers", "numpy")):
+        from llmcheck.console import complain
+
+        complain(["note: the data was not compared with the plan: that needs numpy and tokenizers"])
+        return 0
+    return train_data.make_ready(request, args.output)
+
+
+def _keep(path: str, output: str, allowed: tuple[Allowed, ...], *, force: bool, dry: bool) -> str:
+    """The plan to run: a copy in the output folder where there are reasons to keep in it."""
+    from llmcheck import planfile
+
+    reasoned = [each for each in allowed if each.reason]
+    if not reasoned:
+        return path
+    target = os.path.join(output, "plan.json")
+    if dry and not os.path.isdir(output):
+        return path
+    planfile.keep_allowed(path, target, reasoned, force=force)
+    return target
+
+
+def settings_of(args: argparse.Namespace, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> TrainSettings:
+    """The settings in the options; `sets` say where the data is, or will be. Raises UserError for what contradicts itself."""
+    values: dict[str, Any] = {each.flag[2:].replace("-", "_"): each.folder for each in sets}
+    values["output"] = os.path.abspath(args.output)
+    values["allow"] = ",".join(each.code for each in allowed if each.code in preflight.TRAINER_CODES)
     for name in TrainSettings._fields:
         given = getattr(args, name, None)
-        if name in values or given is None or given is False:
+        if name in values or not given or name == "eval_data":
             continue
-        values[name] = os.path.abspath(given) if name in ("eval_data", "weights") and os.path.exists(given) else given
+        values[name] = os.path.abspath(given) if name == "weights" and os.path.exists(given) else given
     if values.get("resume", "auto") not in ("auto", "never"):
         values["resume"] = os.path.abspath(values["resume"])
-    unknown = [code for code in values.get("allow", "").split(",") if code.strip() and code.strip() not in ALLOWABLE]
-    if unknown:
-        raise UserError(f"--allow does not know {unknown[0]!r}", code="usage", where="--allow", hint="it knows " + ", ".join(ALLOWABLE))
     strange = [name for name, value in values.items() if isinstance(value, str) and not value.isprintable()]
     if strange:
         flag = "--" + strange[0].replace("_", "-")
@@ -131,11 +207,36 @@ def settings_of(args: argparse.Namespace) -> TrainSettings:
     return TrainSettings(**values)
 
 
+def prepared_settings(args: argparse.Namespace) -> TrainSettings:
+    """Likewise for a job that runs later and elsewhere: data must be prepared, and may be a folder that is not here."""
+    _require(args)
+    sets = []
+    for flag, paths in (("--data", args.data), ("--eval-data", args.eval_data)):
+        if not paths:
+            continue
+        if len(paths) > 1 or os.path.isfile(paths[0]):
+            raise UserError(
+                "the data is not prepared yet",
+                code="data",
+                where=flag,
+                why="a job's ranks start together: those that wait for tokens run into the time limit of NCCL",
+                hint="`llmcheck data prepare FILE... --tokenizer DIR --seq-len N --out FOLDER`, then name that folder",
+            )
+        sets.append(train_data.Given(flag=flag, folder=os.path.abspath(paths[0])))
+    return settings_of(args, sets, preflight.allowances(args.allow))
+
+
+def _require(args: argparse.Namespace) -> None:
+    for flag in ("data", "output"):
+        if not getattr(args, flag):
+            raise UserError(f"--{flag} is missing", code="usage", where="llmcheck train", hint="`llmcheck train --help` lists the options")
+
+
 def plan_of(args: argparse.Namespace) -> tuple[str, PlanFile]:
     """The plan file, made first where --model is given instead. Raises UserError for both, neither, or one that cannot be read."""
     from llmcheck import planfile
 
-    asked = sorted(flag for flag in ("model", "gpus", "nodes", "gpu", "seq_len", "method", "zero") if getattr(args, flag, None) is not None)
+    asked = sorted(name for name in planning.request_options() if getattr(args, name, None) is not None)
     if args.plan is not None:
         if asked:
             flag = "--" + asked[0].replace("_", "-")
@@ -152,18 +253,30 @@ def plan_of(args: argparse.Namespace) -> tuple[str, PlanFile]:
         raise UserError(
             "which plan? --plan is missing", code="usage", where="llmcheck train", hint="`llmcheck plan --out plan.json` writes one"
         )
-    request, _ = planning.request_of(args)
+    request, assumed = planning.request_of(args)
     plan, solved = planning.solve_request(request)
-    os.makedirs(args.output, exist_ok=True)
+    plan = replace(plan, findings=(*plan.findings, *assumed))
+    _tell_plan(plan, solved)
+    _make_output(os.path.abspath(args.output))
     path = os.path.join(os.path.abspath(args.output), "plan.json")
     planfile.write(path, planfile.document(plan, solve=solved, out=path), force=args.force)
     return path, planfile.read(path)
 
 
-def check(plan_file: PlanFile, path: str, settings: TrainSettings) -> None:
-    """Raises UserError for an edited plan, or one that does not fit, unless that is allowed."""
-    allowed = {code.strip() for code in settings.allow.split(",")}
-    if plan_file.edited and "plan-edited" not in allowed:
+def _tell_plan(plan: Plan, solved: SolveResult | None) -> None:
+    """The plan, on stderr: stdout is the run's, or a dry run's command."""
+    import sys
+
+    from llmcheck.console import tell, terminal
+    from llmcheck.render import text
+
+    tell(text.render(plan, solve=solved, terminal=terminal(sys.stderr)))
+
+
+def check(plan_file: PlanFile, path: str, allowed: tuple[Allowed, ...]) -> None:
+    """Raises UserError for an edited plan, StoppedError for one that does not fit, unless that is allowed."""
+    codes = {*plan_file.allowed_codes(), *(each.code for each in allowed)}
+    if plan_file.edited and not preflight.covers(codes, "plan-edited"):
         raise UserError(
             "the plan was edited since it was made: its estimate no longer applies",
             code="plan-edited",
@@ -171,8 +284,8 @@ def check(plan_file: PlanFile, path: str, settings: TrainSettings) -> None:
             why="the digest over model, cluster, recipe and deepspeed differs",
             hint="plan again with `llmcheck plan`, or say --allow plan-edited",
         )
-    if plan_file.plan.verdict == "does-not-fit" and "does-not-fit" not in allowed:
-        raise UserError(
+    if plan_file.plan.verdict == "does-not-fit" and not preflight.covers(codes, "does-not-fit"):
+        raise preflight.StoppedError(
             "the plan says that this run does not fit",
             code="does-not-fit",
             where=path,
@@ -281,9 +394,8 @@ def _show(argv: list[str], env: dict[str, str], plan_file: PlanFile) -> None:
 
 def _check_packages(launcher: str) -> None:
     import shutil
-    from importlib.util import find_spec
 
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = _missing(NEEDED)
     if missing:
         raise CouldNotCheckError(
             "training needs packages that are not installed",
@@ -296,6 +408,12 @@ def _check_packages(launcher: str) -> None:
         raise _no_launcher(launcher)
 
 
+def _missing(names: tuple[str, ...]) -> list[str]:
+    from importlib.util import find_spec
+
+    return [name for name in names if find_spec(name) is None]
+
+
 def _no_launcher(launcher: str) -> UserError:
     return UserError(
         f"there is no command {launcher}",
@@ -304,6 +422,10 @@ def _no_launcher(launcher: str) -> UserError:
         why="it is not in PATH",
         hint="activate the environment that DeepSpeed is installed in",
     )
+
+
+def _files(group: Any, flag: str, text: str) -> None:
+    group.add_argument(flag, metavar="FILE|FOLDER", nargs="+", action="extend", help=text)
 
 
 def _value(group: Any, flag: str, metavar: str, kind: Any, text: str) -> None:
