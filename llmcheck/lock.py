@@ -43,7 +43,7 @@ def hold(path: str, *, inherited: bool = False) -> int | None:
 
 @contextmanager
 def waiting(path: str, tell: str) -> Iterator[None]:
-    """Hold the lock at `path` in the block. Where another process has it, say `tell` on stderr and wait. Raises UserError as :func:`hold`."""
+    """Hold the lock at `path` in the block; where another process has it, say `tell` on stderr and wait. Raises UserError."""
     import fcntl
 
     from llmcheck.console import complain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,9 +37,7 @@ def allowances(words: Iterable[str]) -> tuple[Allowed, ...]:
         for each in filter(None, (one.strip() for one in codes)):
             known = each if each in TRAINER_CODES else each.upper()
             if equals and not reason.strip():
-                raise UserError(
-                    f"--allow {each}= says no reason", code="usage", where="--allow", hint=f"--allow {each}='why it is safe here'"
-                )
+                raise _no_reason(each)
             if not reason.isprintable():
                 raise UserError(f"the reason of --allow {each} has characters that cannot be printed", code="usage", where="--allow")
             _check(known, each, reasoned=bool(equals))
@@ -55,13 +54,17 @@ def _check(code: str, typed: str, *, reasoned: bool) -> None:
         hint = near or "it knows " + ", ".join(TRAINER_CODES) + ", and the codes of doctor's rules"
         raise UserError(f"--allow does not know {typed[:60]!r}", code="usage", where="--allow", hint=hint)
     if not reasoned:
-        raise UserError(
-            f"--allow {code} says no reason",
-            code="usage",
-            where="--allow",
-            why="the plan keeps why a finding was passed over, for whoever looks at the run later",
-            hint=f"--allow {code}='why it is safe here'",
-        )
+        raise _no_reason(code)
+
+
+def _no_reason(code: str) -> UserError:
+    return UserError(
+        f"--allow {code} says no reason",
+        code="usage",
+        where="--allow",
+        why="the plan keeps why a finding was passed over, for whoever looks at the run later",
+        hint=f"--allow {code}='why it is safe here'",
+    )
 
 
 def _codes() -> list[str]:
@@ -148,7 +151,6 @@ def examine(run: Run, allowed: Sequence[Allowed], environ: Mapping[str, str] = o
 def _requests(run: Run) -> list[Any]:
     from llmcheck.doctor.subjects import Request
 
-    rows = tuple(file for file in run.files if file.lower().endswith(_ROWS) and os.path.isfile(file))
     return [
         Request(
             environment=run.machine,
@@ -157,10 +159,14 @@ def _requests(run: Run) -> list[Any]:
             plan=run.plan,
             plan_config=True,
             hostfile=run.hostfile,
-            data=rows,
+            data=_rows(run),
             data_max_bytes=_DATA_BYTES,
         )
     ]
+
+
+def _rows(run: Run) -> tuple[str, ...]:
+    return tuple(file for file in dict.fromkeys(run.files) if file.lower().endswith(_ROWS) and os.path.isfile(file))
 
 
 def _without_gpu_rules(pack: Any, registry: Any) -> Any:
@@ -171,9 +177,12 @@ def _without_gpu_rules(pack: Any, registry: Any) -> Any:
 
 def _tell_rest(run: Run, warnings: list[str], unknown: list[str]) -> None:
     """What does not stop the run, in a line each: doctor has it in full."""
-    words = " ".join(["llmcheck doctor", *(["--all"] if run.machine else []), f"--plan {run.plan}"])
+    words = ["llmcheck", "doctor", *(["--all"] if run.machine else []), "--plan", run.plan]
+    words += [word for flag, value in (("--model", run.weights), ("--tokenizer", run.tokenizer)) if value for word in (flag, value)]
+    words += [word for file in _rows(run) for word in ("--data", file)]
     for codes, what in ((warnings, "warned"), (unknown, "could not be decided")):
         names = list(dict.fromkeys(codes))
         if names:
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            complain([f"note: {len(names)} rules {what} ({', '.join(names[:6])}{more}): {words}"])
+            rules = "1 rule" if len(names) == 1 else f"{len(names)} rules"
+            complain([f"note: {rules} {what} ({', '.join(names[:6])}{more}): {shlex.join(words)}"])

@@ -1,4 +1,4 @@
-"""``llmcheck train``: run a plan with the bundled trainer. Checks, prepares the data, then becomes the launcher; torch is never loaded here."""
+"""``llmcheck train``: run a plan with the bundled trainer: checks, prepares the data, becomes the launcher. Loads no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmcheck.types import TrainSettings
 
 MODULE = "llmcheck_trainer.train"
 PORT = 29500  # torchrun's own default
-NEEDED = ("torch", "transformers", "deepspeed")
+NEEDED = ("torch", "transformers", "deepspeed", "llmcheck_trainer")
 _STEPS = 10**9
 
 
@@ -91,7 +91,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Become the launcher; returns only from --dry-run, and where the data cannot be prepared. Raises UserError for what would fail later."""
+    """Become the launcher; returns from --dry-run, and where the data cannot be prepared. Raises UserError for what would fail later."""
     _require(args)
     allowed = preflight.allowances(args.allow)
     sets = [train_data.given("--data", args.data, args.output)]
@@ -119,6 +119,9 @@ def run(args: argparse.Namespace) -> int:
         _show(argv, env, plan_file)
         return 0
     os.environ.update(env)
+    own = _own_folder(argv[0])
+    if own is not None:  # as where the environment was activated: the launcher, and what it calls by name, are of these packages
+        os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted; signals and the exit code are the launcher's own
     except OSError as reason:
@@ -162,7 +165,7 @@ def _has_tokenizer(folder: str) -> bool:
 def _make_ready(args: argparse.Namespace, plan_file: PlanFile, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> int:
     codes = {*plan_file.allowed_codes(), *(each.code for each in allowed)}
     request = train_data.request(args, plan_file.plan, sets, codes, dry=args.dry_run)
-    if args.dry_run and not any(each.files for each in sets) and _missing(("tokenizers", "numpy")):
+    if args.dry_run and not any(each.files for each in sets) and _missing(("llmcheck_trainer", "tokenizers", "numpy")):
         from llmcheck.console import complain
 
         complain(["note: the data was not compared with the plan: that needs numpy and tokenizers"])
@@ -404,7 +407,7 @@ def _check_packages(launcher: str) -> None:
             why="no " + ", ".join(missing),
             hint='pip install "llmcheck[train]"',
         )
-    if shutil.which(launcher) is None:
+    if _own_folder(launcher) is None and shutil.which(launcher) is None:
         raise _no_launcher(launcher)
 
 
@@ -412,6 +415,14 @@ def _missing(names: tuple[str, ...]) -> list[str]:
     from importlib.util import find_spec
 
     return [name for name in names if find_spec(name) is None]
+
+
+def _own_folder(launcher: str) -> str | None:
+    """The folder of this interpreter's programs where the launcher is one of them."""
+    import sys
+
+    folder = os.path.dirname(os.path.abspath(sys.executable))
+    return folder if os.access(os.path.join(folder, launcher), os.X_OK) else None
 
 
 def _no_launcher(launcher: str) -> UserError:

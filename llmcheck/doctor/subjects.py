@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from llmcheck.rules.facts import Facts
 
+_NO_SUBJECTS = ("logs", "reach", "data_max_bytes", "plan_config")  # of Request: how it is read, or read by others
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -47,12 +49,7 @@ class Gathered:
 def gather(requests: Sequence[Request]) -> Gathered:
     """All facts for `requests`. Raises UserError for what the user gave and cannot be read."""
     result = Gathered()
-    if not any(
-        vars(request)[name]
-        for request in requests
-        for name in vars(request)
-        if name not in ("logs", "reach", "data_max_bytes", "plan_config")
-    ):
+    if not any(vars(request)[name] for request in requests for name in vars(request) if name not in _NO_SUBJECTS):
         return result
     for read in (_environment, _tokenizer, _model, _configuration, _plan, _hostfile, _data):
         for request in requests:

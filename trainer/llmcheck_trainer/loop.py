@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from llmcheck import lock
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
@@ -41,6 +42,9 @@ def run(plan_file: PlanFile, plan_path: str, settings: TrainSettings) -> int:
         if phase.meter is not None:
             receipt.write(settings.output, plan_file, settings, phase.meter, "out-of-memory", {"phase": phase.name}, phase.inputs)
         raise report from error
+    finally:
+        if phase.lock is not None:
+            os.close(phase.lock)
 
 
 def leave() -> None:
@@ -56,6 +60,7 @@ class Phase:
         self.name = name
         self.meter: receipt.Meter | None = None
         self.inputs: dict[str, Any] = {}  # what the receipt keeps of the data
+        self.lock: int | None = None  # of the output folder, on the first rank
 
 
 class Pending(NamedTuple):
@@ -91,6 +96,7 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
     identity.check_tokenizer(plan_file, data, config, checks)
     identity.check_same_tokenizer(folder, data, export.load_tokenizer, checks)
     os.makedirs(settings.output, exist_ok=True)
+    phase.lock = _claim(settings.output)
 
     packing = choose_packing(settings.packing, plan.model, recipe, config)
     shape = Shape(recipe.micro_batch_size, recipe.grad_accum_steps, world, rank)
@@ -244,6 +250,21 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
     progress.end(outcome)
     dist.barrier()
     return 0
+
+
+def _claim(output: str) -> int | None:
+    """The lock of the output folder on the first rank; all ranks call it. Raises UserError on all where another run has it."""
+    problem: list[UserError | None] = [None]
+    held = None
+    if dist.get_rank() == 0:
+        try:
+            held = lock.hold(os.path.join(output, lock.TRAINER))
+        except UserError as error:
+            problem = [error]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise problem[0]
+    return held
 
 
 def _save(engine: Any, settings: TrainSettings, state: checkpoint.State, *, adapters: bool, needed: int, last: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""The process behind `llmcheck data` and `llmcheck train`: one JSON request as its argument; prints the answer, exits like llmcheck does."""
+"""The process behind `llmcheck data` and `llmcheck train`: one JSON request as its argument; prints and exits as llmcheck does."""
 
 from __future__ import annotations
 

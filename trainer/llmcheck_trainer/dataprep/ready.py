@@ -104,8 +104,8 @@ def _would(settings: Settings, flag: str, trial: Trial) -> list[str]:
         f"{flag}: would prepare {sources} file{'s' if sources != 1 else ''}, {human_bytes(trial.num_bytes)}, to {settings.out}{again}: "
         f"tokenizer {settings.tokenizer}, template {template}, {settings.seq_len:,} tokens"
     )
-    first, *more = report.brief(trial.manifest, _PLAIN)
-    return [escape(head), f"of the first rows {first}", *more]
+    used, read = trial.manifest["num_rows"], trial.num_rows_read
+    return [escape(head), f"{used:,} of the first {read:,} rows would be used", *report.brief(trial.manifest, _PLAIN)[1:]]
 
 
 def _begins(settings: Settings, beginning: Beginning) -> str:
