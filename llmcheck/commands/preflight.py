@@ -137,14 +137,17 @@ def examine(run: Run, allowed: Sequence[Allowed], environ: Mapping[str, str] = o
         return
     tell(report_text.render_findings([finding_without_secrets(finding) for finding in blocking], terminal(sys.stderr)))
     names = list(dict.fromkeys(finding.code for finding in blocking))
-    no_gpu = "LCM104" in names and environ.get("DS_ACCELERATOR") != "cpu"
+    ways = [f"mend {'them' if len(names) > 1 else 'it'}", f"go on with a reason: --allow {names[0]}='...'"]
+    if any(name.startswith("LCD") for name in names):
+        ways.append("say how many rows may be bad: --max-bad N")
+    if "LCM104" in names and environ.get("DS_ACCELERATOR") != "cpu":
+        ways.append("for a trial on the CPU set DS_ACCELERATOR=cpu")
     raise StoppedError(
         f"{len(blocking)} finding{'s' if len(blocking) > 1 else ''} of doctor's would stop or spoil this run",
         code="doctor",
         where=", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
         why="nothing was started, and nothing was prepared",
-        hint=f"mend {'them' if len(names) > 1 else 'it'}, or go on with a reason: --allow {names[0]}='...'"
-        + ("; a trial on the CPU says DS_ACCELERATOR=cpu" if no_gpu else ""),
+        hint="; or ".join(ways),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from llmcheck import lock
 from llmcheck.commands import data as preparing
@@ -104,20 +104,30 @@ def run(args: argparse.Namespace) -> int:
     path, plan_file = plan_of(args)
     check(plan_file, path, allowed)
     argv, env = command(plan_file, path, settings, args)
+    held = None
     if not args.dry_run:
         _check_packages(argv[0])
         # Kept by the launcher that this process becomes. With torchrun on several nodes each has a process like this one.
         if argv[0] == "deepspeed" or plan_file.plan.cluster.num_nodes == 1:
-            lock.hold(os.path.join(settings.output, lock.RUN), inherited=True)
-    _examine(args, path, plan_file, sets, allowed)
-    code = _make_ready(args, plan_file, sets, allowed)
-    if code:
-        return code
-    path = _keep(path, settings.output, allowed, force=args.force, dry=args.dry_run)
-    argv, env = command(plan_file, path, settings, args)
-    if args.dry_run:
-        _show(argv, env, plan_file)
-        return 0
+            held = lock.hold(os.path.join(settings.output, lock.RUN), inherited=True)
+    try:
+        _examine(args, path, plan_file, sets, allowed)
+        code = _make_ready(args, plan_file, sets, allowed)
+        if code:
+            return code
+        path = _keep(path, settings.output, allowed, force=args.force, dry=args.dry_run)
+        argv, env = command(plan_file, path, settings, args)
+        if args.dry_run:
+            _show(argv, env, plan_file)
+            return 0
+        _become(argv, env)
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _become(argv: list[str], env: dict[str, str]) -> NoReturn:
+    """The launcher in place of this process."""
     os.environ.update(env)
     own = _own_folder(argv[0])
     if own is not None:  # as where the environment was activated: the launcher, and what it calls by name, are of these packages
@@ -132,6 +142,8 @@ def _make_output(output: str) -> None:
     try:
         os.makedirs(output, exist_ok=True)
         why = "" if os.access(output, os.W_OK | os.X_OK) else "Permission denied"
+    except FileExistsError:
+        why = "it is a file"
     except OSError as reason:
         why = reason.strerror or str(reason)
     if why:

@@ -106,10 +106,21 @@ def _hub(name: str) -> Any:
 
 
 def _ask(name: str, question: Any, *, what: str = "file") -> Any:
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return question()
+    except LocalEntryNotFoundError as reason:  # an EntryNotFoundError by its class, but the network failed and nothing is kept here
+        raise _unreachable(
+            name, f"the network failed, and no copy is kept here: {_first_line(reason.__cause__ or reason)}", what
+        ) from reason
     except GatedRepoError as reason:
         raise UserError(
             f"{name} is gated on the Hub", code="gated", where=name, hint="accept its licence there and set HF_TOKEN"
@@ -123,7 +134,11 @@ def _ask(name: str, question: Any, *, what: str = "file") -> Any:
             hint="check the path; private ones need HF_TOKEN",
         ) from reason
     except Exception as reason:  # the network's many ways to fail
-        raise _unreachable(name, str(reason).splitlines()[0][:200] if str(reason) else type(reason).__name__, what) from reason
+        raise _unreachable(name, _first_line(reason), what) from reason
+
+
+def _first_line(reason: BaseException) -> str:
+    return str(reason).splitlines()[0][:200] if str(reason) else type(reason).__name__
 
 
 def _unreachable(name: str, why: str, what: str = "file") -> CouldNotCheckError:

@@ -199,6 +199,20 @@ def _write(
         return writer.finish(_manifest(settings, tokenizer, renderer, sources, asked, tally))
 
 
+def tokenizer_entry(path: str, tokenizer: tokenizers_.Tokenizer) -> dict[str, Any]:
+    """What a manifest says of its tokenizer."""
+    return {
+        "path": path,
+        "digest": tokenizer.digest,
+        "tokens_digest": tokenizer.tokens_digest(),
+        "vocab_size": tokenizer.backend.vocab_size,
+        "pad_id": tokenizer.pad_id,
+        "pad_token": tokenizer.backend.id_to_token(tokenizer.pad_id),
+        "eos_id": tokenizer.eos_id,
+        "bos_id": tokenizer.bos_id,
+    }
+
+
 def _manifest(
     settings: Settings,
     tokenizer: tokenizers_.Tokenizer,
@@ -221,16 +235,7 @@ def _manifest(
         "num_source_rows": tally.num_source_rows,
         "seq_len": settings.seq_len,
         "token_dtype": store.token_dtype(tokenizer.backend.vocab_size),
-        "tokenizer": {
-            "path": settings.tokenizer,
-            "digest": tokenizer.digest,
-            "tokens_digest": tokenizer.tokens_digest(),
-            "vocab_size": tokenizer.backend.vocab_size,
-            "pad_id": tokenizer.pad_id,
-            "pad_token": tokenizer.backend.id_to_token(tokenizer.pad_id),
-            "eos_id": tokenizer.eos_id,
-            "bos_id": tokenizer.bos_id,
-        },
+        "tokenizer": tokenizer_entry(settings.tokenizer, tokenizer),
         "template": {"name": name, "digest": asked["template"], "date": asked["date"]},
         "asked": asked,
         "sources": listed,

@@ -11,7 +11,7 @@ from llmcheck.console import Terminal, complain, escape
 from llmcheck.errors import UserError
 from llmcheck.units import human_bytes
 from llmcheck_trainer.dataprep import agree, report, store
-from llmcheck_trainer.dataprep.prepare import Beginning, Trial, prepare, try_first
+from llmcheck_trainer.dataprep.prepare import Beginning, Trial, prepare, tokenizer_entry, try_first
 from llmcheck_trainer.dataprep.settings import Settings
 
 _PLAIN = Terminal(colour=False)
@@ -67,8 +67,14 @@ def _prepared(given: Set, wanted: Wanted) -> _Found:
 
 def _made(settings: Settings, flag: str, wanted: Wanted) -> _Found:
     settings = _with_date(settings)
+
+    def begin(beginning: Beginning) -> None:
+        entry = {"tokenizer": tokenizer_entry(settings.tokenizer, beginning.tokenizer)}
+        _against_plan(entry, settings.out, flag, wanted)  # before the work
+        complain([_begins(settings, beginning)])
+
     try:
-        outcome = prepare(settings, lambda beginning: complain([_begins(settings, beginning)]))
+        outcome = prepare(settings, begin)
     except UserError as error:
         raise _in_words_of_train(error) from error
     if outcome.reused:
@@ -79,7 +85,7 @@ def _made(settings: Settings, flag: str, wanted: Wanted) -> _Found:
         complain([f"see samples: llmcheck data show {settings.out}"])
     if outcome.note:
         complain([f"note: {outcome.note}"])
-    return _Found(_look_at(settings.out, flag, wanted), settings.files)
+    return _Found(_look_at(settings.out, flag, wanted, compared=not outcome.reused), settings.files)
 
 
 def _tried(settings: Settings, flag: str, wanted: Wanted) -> _Found:
@@ -131,8 +137,8 @@ def _with_date(settings: Settings) -> Settings:
     return replace(settings, date=kept if isinstance(kept, str) else date.today().isoformat())
 
 
-def _look_at(folder: str, flag: str, wanted: Wanted) -> Mapping[str, Any]:
-    """The manifest of a prepared folder that agrees with the plan."""
+def _look_at(folder: str, flag: str, wanted: Wanted, *, compared: bool = False) -> Mapping[str, Any]:
+    """The manifest of a prepared folder that agrees with the plan. `compared`: its tokenizer was, already."""
     try:
         reader = store.Reader(folder)
     except UserError as error:
@@ -148,7 +154,8 @@ def _look_at(folder: str, flag: str, wanted: Wanted) -> Mapping[str, Any]:
     wrong = agree.beyond_its_tokenizer(reader.manifest, reader.largest_id(), where)
     if wrong is not None:
         raise wrong
-    _against_plan(reader.manifest, folder, flag, wanted)
+    if not compared:
+        _against_plan(reader.manifest, folder, flag, wanted)
     return reader.manifest
 
 

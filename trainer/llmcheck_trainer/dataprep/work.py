@@ -160,5 +160,12 @@ def judge(settings: Settings, tally: Tally, *, finished: bool) -> None:
         code="data",
         where=f"{first['file']}, row or line {first['line']}" if first else ", ".join(settings.files[:3]),
         why=f"{REASONS[reason]}; {first.get('detail', '')}".rstrip("; ") if first else "the files are empty",
-        hint="nothing was written; mend the rows" + (", or allow more with --max-bad" if limit is not None else "; is --rows-are right?"),
+        hint=_way_out(reason, settings),
     )
+
+
+def _way_out(reason: str, settings: Settings) -> str:
+    if reason in ("no-supervised-token", "too-long"):
+        return f"nothing was written; {settings.seq_len} tokens leave no room for answers: longer sequences, or a shorter template"
+    more = ", or allow more with --max-bad" if settings.max_bad is not None else "; is --rows-are right?"
+    return "nothing was written; mend the rows" + more
