@@ -9,23 +9,21 @@ from typing import Any, NoReturn
 
 from llmcheck import lock
 from llmcheck.commands import data as preparing
+from llmcheck.commands import launcher, preflight, train_data
 from llmcheck.commands import plan as planning
-from llmcheck.commands import preflight, train_data
 from llmcheck.commands.values import choice, number, whole
 from llmcheck.errors import CouldNotCheckError, UserError
 from llmcheck.planfile import Allowed, PlanFile
 from llmcheck.planner.plan import Plan, SolveResult
 from llmcheck.types import TrainSettings
 
-MODULE = "llmcheck_trainer.train"
-PORT = 29500  # torchrun's own default
 NEEDED = ("torch", "transformers", "deepspeed", "llmcheck_trainer")
 _STEPS = 10**9
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
-    add_run(parser)
+    add_run(parser, raw=True)
     group = parser.add_argument_group("how files of rows are prepared, once, before any rank starts")
     group.add_argument("--tokenizer", metavar="DIR", help="a folder with a tokenizer, or a Hub name (default: the one beside the weights)")
     preparing.configure_rows(group)
@@ -39,24 +37,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     planning.configure_request(parser)
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what is run: the plan, and all of TrainSettings."""
+def add_run(parser: argparse.ArgumentParser, *, raw: bool) -> None:
+    """Add the options that say what is run: the plan, and all of TrainSettings. `raw`: files of rows are taken, and doctor is asked."""
     group = parser.add_argument_group("what is run")
     _value(group, "--plan", "FILE", str, "plan file to run; without it, --model and the other options of `llmcheck plan` make one first")
-    _files(group, "--data", "files of rows (JSON lines, JSON, Parquet, Arrow, text), or the folder that `llmcheck data prepare` wrote")
+    kinds = "files of rows (JSON lines, JSON, Parquet, Arrow, text), or " if raw else ""
+    _files(group, "--data", raw, kinds + "the folder that `llmcheck data prepare` wrote")
     _value(group, "--output", "FOLDER", str, "checkpoints, log, run.json and the trained model; every node must see it")
-    _files(group, "--eval-data", "held-out data, like --data")
+    _files(group, "--eval-data", raw, "held-out data, like --data")
     _value(group, "--weights", "FOLDER|NAME", str, "weights to start from (default: the plan's folder or Hub name)")
     _value(group, "--launcher", "deepspeed|torchrun", choice("--launcher", ("deepspeed", "torchrun")), "what starts the ranks")
     _value(group, "--hostfile", "FILE", str, "DeepSpeed hostfile of a plan with several nodes; checked first")
     _value(group, "--rendezvous", "HOST:PORT", str, "with torchrun on several nodes: where they meet (default: the hostfile's first)")
+    codes = ", ".join(preflight.TRAINER_CODES)
     group.add_argument(
         "--allow",
-        metavar="CODE=REASON",
+        metavar="CODE=REASON" if raw else "CODES",
         action="append",
         default=[],
-        help="go on in spite of a finding of doctor's, for a reason that the plan keeps; repeatable; also, with or without a reason: "
-        + ", ".join(preflight.TRAINER_CODES),
+        help=f"go on in spite of a finding of doctor's, for a reason that the plan keeps; repeatable; with or without a reason: {codes}"
+        if raw
+        else f"go on in spite of these, with commas: {codes}",
     )
     group = parser.add_argument_group("how long, how fast")
     _value(group, "--epochs", "N", number("--epochs", 0.001, 1e4, unit="epochs"), "passes over the data (default: 1)")
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         _make_output(settings.output)
     path, plan_file = plan_of(args)
     check(plan_file, path, allowed)
-    argv, env = command(plan_file, path, settings, args)
+    argv, env = launcher.command(plan_file, path, settings, args)
     held = None
     if not args.dry_run:
         _check_packages(argv[0])
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         if code:
             return code
         path = _keep(path, settings.output, allowed, force=args.force, dry=args.dry_run)
-        argv, env = command(plan_file, path, settings, args)
+        argv, env = launcher.command(plan_file, path, settings, args)
         if args.dry_run:
             _show(argv, env, plan_file)
             return 0
@@ -238,7 +239,17 @@ def prepared_settings(args: argparse.Namespace) -> TrainSettings:
                 hint="`llmcheck data prepare FILE... --tokenizer DIR --seq-len N --out FOLDER`, then name that folder",
             )
         sets.append(train_data.Given(flag=flag, folder=os.path.abspath(paths[0])))
-    return settings_of(args, sets, preflight.allowances(args.allow))
+    allowed = preflight.allowances(args.allow)
+    strange = next((each for each in allowed if each.reason), None)
+    if strange is not None:
+        raise UserError(
+            f"--allow {strange.code}={strange.reason[:60]}: a job file keeps no reasons",
+            code="usage",
+            where="--allow",
+            why="`llmcheck train --allow CODE=REASON` keeps them in the plan, and a job runs the plan",
+            hint=f"--allow {strange.code}" if strange.code in preflight.TRAINER_CODES else "leave it out: a job is not examined here",
+        )
+    return settings_of(args, sets, allowed)
 
 
 def _require(args: argparse.Namespace) -> None:
@@ -309,94 +320,6 @@ def check(plan_file: PlanFile, path: str, allowed: tuple[Allowed, ...]) -> None:
         )
 
 
-def command(plan_file: PlanFile, path: str, settings: TrainSettings, args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """The launcher's argument list and the environment to start it in."""
-    cluster = plan_file.plan.cluster
-    hosts = _hosts(args.hostfile, cluster.num_nodes, cluster.gpus_per_node)
-    words = ["--plan", path, *words_of(settings)]
-    env = dict(plan_file.launch.env)
-    if (args.launcher or "deepspeed") == "torchrun":
-        return [*torchrun(cluster.num_nodes, cluster.gpus_per_node, args.rendezvous, hosts), "-m", MODULE, *words], env
-    place = ["--num_gpus", str(cluster.gpus_per_node)]
-    if cluster.num_nodes > 1 and args.hostfile is None:
-        raise _needs_hostfile(cluster.num_nodes)
-    if cluster.num_nodes > 1:
-        place = ["--hostfile", os.path.abspath(args.hostfile), "--num_nodes", str(cluster.num_nodes), *place]
-    # Options of the launcher come before the module; without --no_local_rank it adds one to the module's own.
-    return ["deepspeed", *place, "--no_local_rank", "--module", MODULE, *words], env
-
-
-def torchrun(num_nodes: int, gpus_per_node: int, rendezvous: str | None, hosts: list[str]) -> list[str]:
-    """The head of torchrun's argument list; the same on every node. Raises UserError where the nodes have no place to meet."""
-    if num_nodes == 1:
-        return ["torchrun", "--standalone", "--nproc-per-node", str(gpus_per_node)]
-    place = rendezvous or (f"{hosts[0]}:{PORT}" if hosts else None)
-    if place is None:
-        raise UserError(
-            "where do the nodes meet?",
-            code="usage",
-            where="--launcher torchrun",
-            why=f"the plan has {num_nodes} nodes, and torchrun is started on each",
-            hint=f"say --rendezvous HOST:{PORT} with the first node's name, the same on all",
-        )
-    head = ["torchrun", "--nnodes", str(num_nodes), "--nproc-per-node", str(gpus_per_node)]
-    return [*head, "--rdzv-backend", "c10d", "--rdzv-endpoint", place]
-
-
-def words_of(settings: TrainSettings) -> list[str]:
-    """The settings as the trainer's options; what is at its default is left out."""
-    words: list[str] = []
-    for name, value in settings._asdict().items():
-        if value == settings._field_defaults.get(name):
-            continue
-        flag = "--" + name.replace("_", "-")
-        words += [flag] if value is True else [flag, f"{value:.12g}" if isinstance(value, float) else str(value)]
-    return words
-
-
-def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
-    """The hosts of the hostfile. Raises UserError for what the launcher would only warn of, or stop at after minutes."""
-    if path is None:
-        return []
-    from llmcheck.jsonfile import read_bytes
-    from llmcheck.probe.hostfile import MAX_BYTES, parse
-
-    where = f"--hostfile {path}"
-    if not os.path.isfile(path):
-        raise UserError(
-            f"there is no hostfile {path}",
-            code="hostfile",
-            where=where,
-            why="DeepSpeed only warns of that, and then trains on this node alone",
-            hint="one line a node: `worker-0 slots=8`",
-        )
-    found = parse(read_bytes(path, what="hostfile", where=where, max_bytes=MAX_BYTES).decode("utf-8", "replace"))
-    if found.bad:
-        raise UserError(f"line {found.bad[0][0]} of {path} is not `host slots=N`", code="hostfile", where=where, why=found.bad[0][1])
-    if found.duplicates:
-        raise UserError(f"{path} names {found.duplicates[0]} twice", code="hostfile", where=where, why="DeepSpeed stops at that")
-    if len(found.slots) < num_nodes:
-        raise UserError(
-            f"{path} has {len(found.slots)} hosts, the plan has {num_nodes} nodes", code="hostfile", where=where, hint="plan with --nodes"
-        )
-    hosts = list(found.slots)[:num_nodes]
-    small = [host for host in hosts if found.slots[host] < gpus_per_node]
-    if small:
-        raise UserError(
-            f"{small[0]} has {found.slots[small[0]]} slots, the plan wants {gpus_per_node} GPUs on each node", code="hostfile", where=where
-        )
-    return hosts
-
-
-def _needs_hostfile(num_nodes: int) -> UserError:
-    return UserError(
-        f"the plan has {num_nodes} nodes, and there is no --hostfile",
-        code="hostfile",
-        where="--hostfile",
-        hint="one line a node: `worker-0 slots=8`; or --launcher torchrun on each node",
-    )
-
-
 def _show(argv: list[str], env: dict[str, str], plan_file: PlanFile) -> None:
     import shlex
 
@@ -407,7 +330,7 @@ def _show(argv: list[str], env: dict[str, str], plan_file: PlanFile) -> None:
         complain(["every node must have the plan, the data, the weights and the output folder under these paths"])
 
 
-def _check_packages(launcher: str) -> None:
+def _check_packages(program: str) -> None:
     import shutil
 
     missing = _missing(NEEDED)
@@ -419,8 +342,8 @@ def _check_packages(launcher: str) -> None:
             why="no " + ", ".join(missing),
             hint='pip install "llmcheck[train]"',
         )
-    if _own_folder(launcher) is None and shutil.which(launcher) is None:
-        raise _no_launcher(launcher)
+    if _own_folder(program) is None and shutil.which(program) is None:
+        raise _no_launcher(program)
 
 
 def _missing(names: tuple[str, ...]) -> list[str]:
@@ -429,17 +352,17 @@ def _missing(names: tuple[str, ...]) -> list[str]:
     return [name for name in names if find_spec(name) is None]
 
 
-def _own_folder(launcher: str) -> str | None:
-    """The folder of this interpreter's programs where the launcher is one of them."""
+def _own_folder(program: str) -> str | None:
+    """The folder of this interpreter's programs where `program` is one of them."""
     import sys
 
     folder = os.path.dirname(os.path.abspath(sys.executable))
-    return folder if os.access(os.path.join(folder, launcher), os.X_OK) else None
+    return folder if os.access(os.path.join(folder, program), os.X_OK) else None
 
 
-def _no_launcher(launcher: str) -> UserError:
+def _no_launcher(program: str) -> UserError:
     return UserError(
-        f"there is no command {launcher}",
+        f"there is no command {program}",
         code="missing-package",
         where="--launcher",
         why="it is not in PATH",
@@ -447,8 +370,8 @@ def _no_launcher(launcher: str) -> UserError:
     )
 
 
-def _files(group: Any, flag: str, text: str) -> None:
-    group.add_argument(flag, metavar="FILE|FOLDER", nargs="+", action="extend", help=text)
+def _files(group: Any, flag: str, raw: bool, text: str) -> None:
+    group.add_argument(flag, metavar="FILE|FOLDER" if raw else "FOLDER", nargs="+", action="extend", help=text)
 
 
 def _value(group: Any, flag: str, metavar: str, kind: Any, text: str) -> None:
