@@ -43,6 +43,13 @@ def configure_request(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
 
 
+def request_options() -> tuple[str, ...]:
+    """The names under which :func:`configure_request` keeps its options; each is None where it was not given."""
+    parser = argparse.ArgumentParser(add_help=False)
+    configure_request(parser)
+    return tuple(action.dest for action in parser._actions)
+
+
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and machine")
     _option(group, "--model", "NAME", str, "catalogue name, Hub id, or a folder or config.json (`llmcheck models` lists the names)")

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import socket
 from collections.abc import Iterator
 
 import torch.distributed as dist
 
+from llmcheck import lock
 from llmcheck.errors import UserError
-
-_NAME = ".lock"
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems that were mounted without them
-_MAX_BYTES = 300
 
 
 @contextlib.contextmanager
 def output(folder: str) -> Iterator[None]:
     """Hold `folder` for the run of these ranks; the system lets go of it when rank 0 ends, however it ends.
 
-    Raises UserError on all ranks where another run holds it, or where it cannot be made.
+    All ranks call it. Raises UserError on all of them where another run holds it, or where it cannot be made.
     """
     problem: list[UserError | None] = [None]
     held = None
     if dist.get_rank() == 0:
         try:
-            held = _lock(folder)
+            held = _take(folder)
         except UserError as error:
             problem = [error]
     try:
@@ -40,34 +35,9 @@ def output(folder: str) -> Iterator[None]:
             os.close(held)
 
 
-def _lock(folder: str) -> int | None:
-    """A descriptor of the locked file; None where there are no locks."""
-    import fcntl
-
-    path = os.path.join(folder, _NAME)
+def _take(folder: str) -> int | None:
     try:
         os.makedirs(folder, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as reason:
         raise UserError(f"cannot write in {folder}", code="output", where="--output", why=reason.strerror or str(reason)) from reason
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as reason:
-        who = os.read(descriptor, _MAX_BYTES).decode("utf-8", "replace").strip()
-        os.close(descriptor)
-        raise UserError(
-            "another run is writing there",
-            code="output-in-use",
-            where=f"--output {folder}",
-            why=who or "its rank 0 holds the lock",
-            hint="wait for it, end it, or name another --output; ranks can outlive their launcher",
-        ) from reason
-    except OSError as reason:
-        os.close(descriptor)
-        if reason.errno in _NO_LOCKS:
-            return None
-        raise UserError(f"cannot lock {path}", code="output", where="--output", why=reason.strerror or str(reason)) from reason
-    with contextlib.suppress(OSError):  # a full disk has room for a lock, not for a word on who holds it
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"rank 0 is process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return descriptor
+    return lock.hold(os.path.join(folder, lock.TRAINER))

@@ -46,7 +46,7 @@ def run(plan_file: PlanFile, plan_path: str, settings: TrainSettings) -> int:
             raise
         report = guard.out_of_memory(plan_file, phase.name, device, error)
         if phase.meter is not None:
-            receipt.write(settings.output, plan_file, settings, phase.meter, "out-of-memory", {"phase": phase.name})
+            receipt.write(settings.output, plan_file, settings, phase.meter, "out-of-memory", {"phase": phase.name}, phase.inputs)
         raise report from error
 
 
@@ -62,6 +62,7 @@ class Phase:
     def __init__(self, name: str) -> None:
         self.name = name
         self.meter: receipt.Meter | None = None
+        self.inputs: dict[str, Any] = {}  # what the receipt keeps of the data
 
 
 class Pending(NamedTuple):
@@ -88,14 +89,16 @@ def _train(
     stop = guard.StopRequest()
 
     # What must agree comes first: nothing is loaded for a run that would be the wrong one.
-    checks = identity.Checks(settings.allow, speak=rank == 0)
+    checks = identity.Checks(settings.allow, kept=plan_file.allowed_codes(), speak=rank == 0)
     identity.check_plan(plan_file, plan_path, world, checks)
     data = Prepared(settings.data)
-    data.check_lengths(recipe.seq_len)
+    cut = data.check_lengths(recipe.seq_len)
+    if cut is not None:
+        checks.fail(cut)
     folder = model.find_weights(plan.model, settings.weights)
     config = model.build_config(plan.model, recipe, folder)
     identity.check_tokenizer(plan_file, data, config, checks)
-    identity.check_same_tokenizer(folder, data, export.load_tokenizer)
+    identity.check_same_tokenizer(folder, data, export.load_tokenizer, checks)
     held.enter_context(claim.output(settings.output))
 
     packing = choose_packing(settings.packing, plan.model, recipe, config)
@@ -108,6 +111,11 @@ def _train(
     if settings.max_steps:
         stream.limit = min(stream.limit, settings.max_steps * shape.global_batch)
     held_out = evaluation.load(settings, recipe, shape, pad_id)
+    phase.inputs["data"] = data.record()
+    if held_out is not None:
+        identity.check_tokenizer(plan_file, held_out.data, config, checks)
+        identity.check_same_tokenizer(folder, held_out.data, export.load_tokenizer, checks)
+        phase.inputs["eval_data"] = held_out.data.record()
     placement = placement_of(plan.model, recipe, device, model.DTYPES[recipe.precision], packing=packing, config=config)
 
     run_identity = identity.run_identity(data, recipe.seq_len, packing=packing, seed=settings.seed)
@@ -247,7 +255,7 @@ def _train(
         if written is not None:
             progress.say(f"model in {written}")
     facts = {"step": step, "position": position, "num_tokens": tokens, "loss": progress.last_loss, "eval_loss": final_loss}
-    receipt.write(settings.output, plan_file, settings, meter, outcome, facts)
+    receipt.write(settings.output, plan_file, settings, meter, outcome, facts, phase.inputs)
     progress.end(outcome)
     dist.barrier()
     return 0
