@@ -503,7 +503,7 @@ def next_steps(plan: Plan, args: argparse.Namespace, *, explicit: bool) -> tuple
     if plan.verdict == "does-not-fit":
         ways = sorted((lever for lever in plan.what_if if lever.verdict != "does-not-fit" and lever.flags), key=lambda way: way.verdict)
         return tuple(" ".join(map(_quoted, ["llmcheck", "plan", *_given(args, instead=way.flags), *way.flags])) for way in ways[:1]) or (
-            "no single change that was tried makes it fit: more --gpus, a larger --gpu, more --host-memory, or --solve model for a smaller one",
+            "no single change tried makes it fit: more --gpus, a larger --gpu, more --host-memory, or a smaller model (--solve model)",
         )
     if args.out is None:
         own = " ".join(map(_quoted, ["llmcheck", "plan", *_given(args)]))
