@@ -84,9 +84,13 @@ def diagnose(results: Sequence[ScanResult]) -> Diagnosis:
 
 
 def without_echoes(groups: Sequence[Group]) -> list[Group]:
-    """`groups` without those of low confidence that say of a line in general what a surer signature says of it exactly."""
+    """`groups` without the causes of low confidence that say of a line in general what a surer signature says of it exactly."""
     exact = {place for group in groups if group.rule.confidence != "low" and _log(group).role != "context" for place in _places(group)}
-    return [group for group in groups if group.rule.confidence != "low" or not exact.issuperset(_places(group))]
+    return [group for group in groups if not _is_general(group) or not exact.issuperset(_places(group))]
+
+
+def _is_general(group: Group) -> bool:
+    return group.rule.confidence == "low" and _log(group).role == "root"
 
 
 def _places(group: Group) -> set[tuple[str, int]]:
