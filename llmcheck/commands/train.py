@@ -163,7 +163,7 @@ def _examine(args: argparse.Namespace, path: str, plan_file: PlanFile, sets: lis
             weights=weights if weights is not None and os.path.isfile(os.path.join(weights, "config.json")) else None,
             tokenizer=tokenizer if tokenizer is not None and _has_tokenizer(tokenizer) else None,
             files=[file for each in sets for file in each.files],
-            hostfile=args.hostfile,
+            hostfile=args.hostfile if plan_file.plan.cluster.num_nodes > 1 else None,
             machine=not args.dry_run,
             bad_rows_allowed=args.max_bad is not None,
         ),

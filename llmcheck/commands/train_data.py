@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +13,13 @@ from typing import Any
 from llmcheck import lock
 from llmcheck.commands import data as preparing
 from llmcheck.errors import UserError
+from llmcheck.jsonfile import unreadable
 from llmcheck.planner.plan import Plan
 
 MANIFEST = "manifest.json"
 PLACES = {"--data": "data", "--eval-data": "eval-data"}  # folders in --output
 _MAX_NAMED = 3
+_HUB_NAME = re.compile(r"hf:|[A-Za-z0-9][\w.-]*/[A-Za-z0-9]")  # may be one: the preparation asks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,10 @@ def given(flag: str, paths: list[str], output: str) -> Given:
         return Given(flag=flag, folder=os.path.abspath(prepared[0]))
     if folders:
         raise _no_data(flag, folders[0])
+    for path in paths:
+        if not os.path.lexists(path) and _HUB_NAME.match(path) is None:
+            reason = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise unreadable(path, what="data file", where=f"{flag} {path}", reason=reason)
     return Given(flag=flag, folder=os.path.join(os.path.abspath(output), PLACES[flag]), files=tuple(paths))
 
 

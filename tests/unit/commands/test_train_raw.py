@@ -494,6 +494,30 @@ def test_with_the_options_of_plan_it_plans_prints_checks_and_runs(run: Train, mo
     assert "nothing has changed" in again.err
 
 
+def test_a_hostfile_with_more_hosts_than_the_plan_is_no_finding(run: Train, model: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    words = ["--gpus", "4", "--nodes", "2", "--gpu", "A100-40G", "--seq-len", str(SEQ), "--micro-batch", "1", "--out", str(plan)]
+    assert main(["plan", "--model", str(model), *words]) == 0
+    hosts = text_file(tmp_path / "hosts", "a slots=2\nb slots=2\nc slots=2\n")
+    file = jsonl(tmp_path / "d.jsonl", *BELLE)
+    done = run("--plan", plan, "--data", file, "--output", tmp_path / "out", "--template", "belle", "--hostfile", hosts)
+
+    assert done.code == 0, done.err
+    assert done.launched is not None
+    assert done.launched[1:7] == ["--hostfile", str(hosts), "--num_nodes", "2", "--num_gpus", "2"]
+
+
+def test_what_doctor_did_not_examine_is_said(run: Train, model: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    words = ["--gpus", "1", "--gpu", "A100-40G", "--micro-batch", "1", "--seq-len", str(SEQ), "--out", str(plan)]
+    assert main(["plan", "--model", "bloomz-560m", *words]) == 0
+    text = text_file(tmp_path / "rows.txt", "A line.\n")
+    done = run("--plan", plan, "--data", text, "--output", tmp_path / "out", "--tokenizer", model, "--dry-run")
+
+    assert done.code == 0, done.err
+    assert f"not examined by doctor: the model's folder, {text}" in done.err
+
+
 def test_a_plan_that_does_not_fit_is_a_finding(run: Train, tmp_path: Path) -> None:
     words = ("--model", "llama-7b", "--gpus", "1", "--gpu", "A100-40G", "--method", "full", "--offload", "none", "--zero", "0")
     done = run(*words, "--data", jsonl(tmp_path / "d.jsonl", *BELLE), "--output", tmp_path / "out")
