@@ -74,12 +74,12 @@ def _no_data(flag: str, folder: str) -> UserError:
 
 
 def tokenizer_of(args: argparse.Namespace, plan: Plan) -> str:
-    """The tokenizer of the data: --tokenizer, else the one beside the weights, else the model's on the Hub. Raises UserError."""
+    """The tokenizer of the data: --tokenizer, else the one beside the weights or the plan's model, else the Hub's. Raises UserError."""
     if args.tokenizer is not None:
         return str(args.tokenizer)
-    folder = weights_folder(args, plan)
-    if folder is not None:
-        return folder
+    folders = [folder for folder in (weights_folder(args, plan), _own_folder(plan)) if folder is not None]
+    if folders:
+        return next((folder for folder in folders if has_tokenizer(folder)), folders[0])
     name = args.weights or plan.model.hub_id
     if name:
         return str(name)
@@ -94,10 +94,20 @@ def tokenizer_of(args: argparse.Namespace, plan: Plan) -> str:
 
 def weights_folder(args: argparse.Namespace, plan: Plan) -> str | None:
     """The folder of the weights where it is on this disk: --weights, else the plan's own."""
+    if not args.weights:
+        return _own_folder(plan)
+    return os.path.abspath(args.weights) if os.path.isdir(args.weights) else None
+
+
+def _own_folder(plan: Plan) -> str | None:
     source = plan.model.source
-    own = os.path.dirname(source) or "." if source.endswith(".json") else source
-    place = args.weights or own
+    place = os.path.dirname(source) or "." if source.endswith(".json") else source
     return os.path.abspath(place) if os.path.isdir(place) else None
+
+
+def has_tokenizer(folder: str) -> bool:
+    """True when `folder` holds files of a tokenizer."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
 
 
 def check_options(args: argparse.Namespace, sets: Iterable[Given]) -> None:

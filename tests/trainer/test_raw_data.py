@@ -105,6 +105,13 @@ def test_one_command_from_rows_to_a_model(model: Path, tmp_path: Path) -> None:
     assert "nothing has changed" in again.stderr
 
 
+def test_both_sides_know_the_same_codes() -> None:
+    from llmcheck.commands.preflight import TRAINER_CODES
+    from llmcheck_trainer.identity import ALLOWABLE
+
+    assert TRAINER_CODES == ALLOWABLE
+
+
 def test_reasons_are_in_the_receipt(one: Ranks, plan: Path, model: Path, tmp_path: Path) -> None:
     document = json.loads(plan.read_text())
     plan.write_text(json.dumps({**document, "allowed": [{"code": "LCM104", "reason": "a trial on the CPU"}]}))

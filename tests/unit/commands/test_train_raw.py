@@ -376,6 +376,16 @@ def test_a_tokenizer_of_its_own_must_be_the_models(go: Train, model: Path, tmp_p
     assert not (tmp_path / "out" / "data").exists()
 
 
+def test_weights_without_a_tokenizer_take_the_plans(go: Train, model: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    shutil.copy(model / "config.json", weights)
+    done = go("--data", jsonl(tmp_path / "rows.jsonl", *BELLE), "--weights", weights)
+
+    assert done.code == 0, done.err
+    assert f"with the tokenizer {model}" in done.err
+
+
 def test_a_tokenizer_saved_again_is_the_same_one(go: Train, model: Path, tmp_path: Path) -> None:
     again = shutil.copytree(model, tmp_path / "again")
     path = again / "tokenizer.json"
@@ -429,7 +439,6 @@ def test_prepared_data_is_compared_with_the_plan(run: Train, model: Path, plan: 
 
 def test_doctors_findings_about_the_machine_stop_a_run(go: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DS_ACCELERATOR")
-    monkeypatch.setattr("llmcheck.probe.nvidia.gpus", no_gpus)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     file = jsonl(tmp_path / "rows.jsonl", *BELLE)
     stopped, dry = go("--data", file), go("--data", file, "--dry-run")
@@ -438,10 +447,6 @@ def test_doctors_findings_about_the_machine_stop_a_run(go: Train, tmp_path: Path
     assert "LCM104" in stopped.err
     assert not (tmp_path / "out" / "data").exists()
     assert dry.code == 0  # made anywhere
-
-
-def no_gpus(machine: Any, found: Any) -> None:
-    found.put("gpu.visible_count", 0)
 
 
 def test_a_reason_is_kept_in_the_plan_and_counts_from_there(go: Train, plan: Path, tmp_path: Path) -> None:
