@@ -156,23 +156,19 @@ def _make_output(output: str) -> None:
 def _examine(args: argparse.Namespace, path: str, plan_file: PlanFile, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> None:
     """The doctor's part. A dry run is made anywhere: it does not judge this machine."""
     weights = train_data.weights_folder(args, plan_file.plan)
-    tokenizer = args.tokenizer or weights
+    tokenizer = train_data.tokenizer_of(args, plan_file.plan) if args.tokenizer or any(each.files for each in sets) else weights
     preflight.examine(
         preflight.Run(
             plan=path,
             weights=weights if weights is not None and os.path.isfile(os.path.join(weights, "config.json")) else None,
-            tokenizer=tokenizer if tokenizer is not None and _has_tokenizer(tokenizer) else None,
+            tokenizer=tokenizer if tokenizer is not None and train_data.has_tokenizer(tokenizer) else None,
             files=[file for each in sets for file in each.files],
-            hostfile=args.hostfile,
+            hostfile=args.hostfile if plan_file.plan.cluster.num_nodes > 1 else None,
             machine=not args.dry_run,
             bad_rows_allowed=args.max_bad is not None,
         ),
         (*plan_file.allowed, *allowed),
     )
-
-
-def _has_tokenizer(folder: str) -> bool:
-    return any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
 
 
 def _make_ready(args: argparse.Namespace, plan_file: PlanFile, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> int:

@@ -113,6 +113,9 @@ def _train(
     held_out = evaluation.load(settings, recipe, shape, pad_id)
     phase.inputs["data"] = data.record()
     if held_out is not None:
+        cut = held_out.data.check_lengths(recipe.seq_len)
+        if cut is not None:
+            checks.fail(cut)
         identity.check_tokenizer(plan_file, held_out.data, config, checks)
         identity.check_same_tokenizer(folder, held_out.data, export.load_tokenizer, checks)
         phase.inputs["eval_data"] = held_out.data.record()

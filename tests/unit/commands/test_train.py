@@ -139,7 +139,10 @@ def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path
         (["--data", "d", "--output", "o\n--evil"], "cannot be printed"),
     ],
 )
-def test_what_cannot_be_meant(words: list[str], said: str, plan: Path, llmcheck: Any) -> None:
+def test_what_cannot_be_meant(
+    words: list[str], said: str, plan: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmcheck: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where `data` is the folder d
     code, out, err = llmcheck("train", "--plan", plan, *words, "--dry-run")
 
     assert (code, out) == (2, "")
