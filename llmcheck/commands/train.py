@@ -1,10 +1,11 @@
-"""``llmcheck train``: run a plan with the bundled trainer. Checks what can be checked without torch, then becomes the launcher."""
+"""``llmcheck train``: run a plan with the bundled trainer. Checks what can be checked without torch, then runs the launcher."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 from llmcheck.commands import plan as planning
 from llmcheck.commands.values import choice, number, whole
@@ -13,6 +14,7 @@ from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
 
 MODULE = "llmcheck_trainer.train"
+SUPERVISOR = "llmcheck_trainer.launcher"  # hands requests to stop on to the ranks
 PORT = 29500  # torchrun's own default
 NEEDED = ("torch", "transformers", "deepspeed")
 ALLOWABLE = ("plan-edited", "pad-is-eos", "other-run", "does-not-fit")  # the trainer's identity.ALLOWABLE
@@ -80,20 +82,23 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Become the launcher; only --dry-run returns. Raises UserError for what would fail on the nodes."""
+    """Run the launcher; only --dry-run returns. Raises UserError for what would fail on the nodes."""
     settings = settings_of(args)
     path, plan_file = plan_of(args)
     check(plan_file, path, settings)
     argv, env = command(plan_file, path, settings, args)
-    if args.dry_run:
-        _show(argv, env, plan_file)
-        return 0
-    _check_packages(argv[0])
+    if not args.dry_run:
+        _check_packages(argv[0])
+        _become(argv, env)
+    _show(argv, env, plan_file)
+    return 0
+
+
+def _become(argv: list[str], env: dict[str, str]) -> NoReturn:
+    """Replace this process by the one that runs the launcher: no shell is wanted, and the exit code is the launcher's own."""
     os.environ.update(env)
-    try:
-        os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted; signals and the exit code are the launcher's own
-    except OSError as reason:
-        raise _no_launcher(argv[0]) from reason
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", SUPERVISOR, *argv])  # noqa: S606
 
 
 def settings_of(args: argparse.Namespace) -> TrainSettings:
