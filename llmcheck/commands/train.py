@@ -1,9 +1,10 @@
-"""``llmcheck train``: run a plan with the bundled trainer: checks, prepares the data, becomes the launcher. Loads no torch."""
+"""``llmcheck train``: run a plan with the bundled trainer: checks, prepares the data, runs the launcher. Loads no torch."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -92,7 +93,7 @@ def add_run(parser: argparse.ArgumentParser, *, raw: bool) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Become the launcher; returns from --dry-run, and where the data cannot be prepared. Raises UserError for what would fail later."""
+    """Run the launcher; returns from --dry-run, and where the data cannot be prepared. Raises UserError for what would fail later."""
     _require(args)
     allowed = preflight.allowances(args.allow)
     sets = [train_data.given("--data", args.data, args.output)]
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     held = None
     if not args.dry_run:
         _check_packages(argv[0])
-        # Kept by the launcher that this process becomes. With torchrun on several nodes each has a process like this one.
+        # Kept by the process that this one becomes, which runs the launcher. With torchrun on several nodes each has a process like this one.
         if argv[0] == "deepspeed" or plan_file.plan.cluster.num_nodes == 1:
             held = lock.hold(os.path.join(settings.output, lock.RUN), inherited=True)
     try:
@@ -128,15 +129,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _become(argv: list[str], env: dict[str, str]) -> NoReturn:
-    """The launcher in place of this process."""
+    """Replace this process by the one that runs the launcher: no shell is wanted, and the exit code is the launcher's own."""
     os.environ.update(env)
     own = _own_folder(argv[0])
     if own is not None:  # as where the environment was activated: the launcher, and what it calls by name, are of these packages
         os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
+    sys.stdout.flush()
     try:
-        os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted; signals and the exit code are the launcher's own
+        os.execv(sys.executable, [sys.executable, "-m", launcher.SUPERVISOR, *argv])  # noqa: S606
     except OSError as reason:
-        raise _no_launcher(argv[0]) from reason
+        raise _no_launcher(sys.executable) from reason
 
 
 def _make_output(output: str) -> None:
@@ -350,8 +352,6 @@ def _missing(names: tuple[str, ...]) -> list[str]:
 
 def _own_folder(program: str) -> str | None:
     """The folder of this interpreter's programs where `program` is one of them."""
-    import sys
-
     folder = os.path.dirname(os.path.abspath(sys.executable))
     return folder if os.access(os.path.join(folder, program), os.X_OK) else None
 
