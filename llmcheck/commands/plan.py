@@ -187,7 +187,12 @@ def run(args: argparse.Namespace) -> int:
     """Plan, write the files asked for, print the answer. Returns 0 or 1 by `--fail-on`."""
     _check_places(args)
     request, notes = request_of(args)
-    plan, solved = solve_request(request)
+    try:
+        plan, solved = solve_request(request)
+    except UserError as error:
+        if error.code == "ds-config" and args.ds_config is not None:  # the planner knows the values, not the file
+            error.where = f"--ds-config {args.ds_config}"
+        raise
     plan = replace(plan, findings=(*plan.findings, *notes))
     if solved is not None:
         solved = replace(solved, plan=plan)

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     held = None
     if not args.dry_run:
         _check_packages(argv[0])
-        # Kept by the process that this one becomes, which runs the launcher. With torchrun on several nodes each has a process like this one.
+        # Kept by the process that this one becomes. With torchrun on several nodes each has one like it.
         if argv[0] == "deepspeed" or plan_file.plan.cluster.num_nodes == 1:
             held = lock.hold(os.path.join(settings.output, lock.RUN), inherited=True)
     try:

@@ -26,6 +26,7 @@ _SMALL = 0.002  # of the process: a part below it has no cell in a bar of 100 an
 _SCREEN = 44  # lines of the short report at 100 columns: what a terminal of 45 shows above its prompt
 _MAX_REASON_LINES = 3
 _MAX_NOTE_LINES = 2  # of assumptions, of what is not checked
+_ASSUMED_MACHINE = "LCM09"  # notes of the command line: another GPU or other nodes make another plan
 _KERNELS_NOT_MEASURED = "LCM009"  # says what the evidence line says
 
 
@@ -216,11 +217,11 @@ def _reserved(rank: RankEstimate) -> str:
 
 
 def _findings(plan: Plan, pen: Pen, short: _Short) -> tuple[list[str], list[list[str]]]:
-    """The lines of errors and warnings, and those of each note."""
+    """The lines of errors, warnings and of what was assumed about the machine, which are never left out, and those of each other note."""
     urgent: list[str] = []
     notes = []
     for finding in plan.findings:
-        if finding.severity != "note":
+        if finding.severity != "note" or finding.code.startswith(_ASSUMED_MACHINE):
             urgent += _finding(finding, pen)
         elif short.verbose or finding.code != _KERNELS_NOT_MEASURED:
             notes.append(_finding(finding, pen))
