@@ -522,8 +522,9 @@ def next_steps(plan: Plan, args: argparse.Namespace, *, explicit: bool) -> tuple
         return ((explicit_command(plan, args) if explicit else own) + " --out plan.json",)
     setting = "True" if plan.recipe.allocator == "expandable" else "False"
     return (
-        f"saved {args.out}: its deepspeed section is a complete DeepSpeed configuration",
-        f"set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:{setting} for the run; the estimate assumes it",
+        " ".join(map(_quoted, ["llmcheck", "train", "--plan", args.out, "--data"])) + " FILE... --output run",
+        f"saved {args.out}: for another trainer its deepspeed section is a complete DeepSpeed configuration",
+        f"such a run needs PYTORCH_CUDA_ALLOC_CONF=expandable_segments:{setting}, which the estimate assumes",
     )
 
 

@@ -294,7 +294,11 @@ def _tell_plan(plan: Plan, solved: SolveResult | None) -> None:
     from llmcheck.console import tell, terminal
     from llmcheck.render import text
 
-    tell(text.render(plan, solve=solved, terminal=terminal(sys.stderr)))
+    tell(
+        text.render(
+            plan, solve=solved, next_steps=("all of it: `llmcheck plan --verbose` with these options",), terminal=terminal(sys.stderr)
+        )
+    )
 
 
 def check(plan_file: PlanFile, path: str, allowed: tuple[Allowed, ...]) -> None:
