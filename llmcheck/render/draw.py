@@ -15,7 +15,7 @@ _ASCII_PATTERNS = "#=+*%o&@:~"
 _LEAST_LAST_COLUMN = 12  # columns of a table's last column that are left when it is cut
 _MAX_FOLDS = 3  # lines of a table's row
 _FIRST_COLUMN_SHARE = 0.55  # of the room of both free-text columns of a table
-CACHED, CONTEXT, FREE = 246, 240, 238  # greys: not the run's own tensors
+CACHED, NCCL, CONTEXT, FREE = 246, 243, 240, 238  # greys: not the run's own tensors
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llmcheck.console import MAX_COLUMNS, Terminal
 from llmcheck.planner.plan import DataPrep, Finding, Plan, SolveResult
 from llmcheck.render import categories
-from llmcheck.render.draw import CACHED, CONTEXT, PALETTE, Part, Pen, bar, clean, cut, mark_of, pad, table_rows, width_of, wrap
+from llmcheck.render.draw import CACHED, CONTEXT, NCCL, PALETTE, Part, Pen, bar, clean, cut, mark_of, pad, table_rows, width_of, wrap
 from llmcheck.render.phrases import (
     evidence_words,
     model_words,
@@ -174,8 +174,8 @@ def memory_parts(rank: RankEstimate) -> list[Part]:
     names = categories.ordered(breakdown)
     parts = [Part(categories.words(name), breakdown[name], PALETTE[i % len(PALETTE)]) for i, name in enumerate(names)]
     held = max(0, rank.peak_reserved_bytes - rank.peak_allocated_bytes)
-    process = max(0, rank.process_bytes - rank.peak_reserved_bytes)
-    return [*parts, Part("cached, unused", held, CACHED), Part("CUDA context", process, CONTEXT)]
+    process = max(0, rank.process_bytes - rank.nccl_bytes - rank.peak_reserved_bytes)
+    return [*parts, Part("cached, unused", held, CACHED), Part("NCCL", rank.nccl_bytes, NCCL), Part("CUDA context", process, CONTEXT)]
 
 
 def _legend(parts: Sequence[Part], columns: int, pen: Pen) -> list[str]:
