@@ -27,7 +27,7 @@ QUANTITIES = ("allocated", "reserved", "process")
 def measure(row: Row) -> dict[str, Any]:
     """Errors of one run in percent, and the CPU seconds that the estimate took."""
     start = time.process_time()
-    estimate = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row), with_nccl=False)
+    estimate = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row))
     cpu_s = time.process_time() - start
     raw = row.raw
     out: dict[str, Any] = {"set": row.group, "label": row.label, "cpu_s": round(cpu_s, 3)}

@@ -233,7 +233,7 @@ class Line:
 def ours(row: Row) -> tuple[float, float] | None:
     """llmcheck's errors of allocated and process memory, None where the row is not modelled."""
     try:
-        found = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, with_nccl=False)
+        found = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank)
     except UserError:
         return None
     return found.peak_allocated_bytes / row.raw["peak_alloc_train"] - 1, found.process_bytes / row.raw["nvml_proc"] - 1

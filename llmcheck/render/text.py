@@ -174,8 +174,8 @@ def memory_parts(rank: RankEstimate) -> list[Part]:
     names = categories.ordered(breakdown)
     parts = [Part(categories.words(name), breakdown[name], PALETTE[i % len(PALETTE)]) for i, name in enumerate(names)]
     held = max(0, rank.peak_reserved_bytes - rank.peak_allocated_bytes)
-    process = max(0, rank.process_bytes - rank.nccl_bytes - rank.peak_reserved_bytes)
-    return [*parts, Part("cached, unused", held, CACHED), Part("NCCL", rank.nccl_bytes, NCCL), Part("CUDA context", process, CONTEXT)]
+    process = max(0, rank.process_bytes - rank.peak_reserved_bytes)
+    return [*parts, Part("cached, unused", held, CACHED), Part("CUDA context", process, CONTEXT), Part("NCCL", rank.nccl_bytes, NCCL)]
 
 
 def _legend(parts: Sequence[Part], columns: int, pen: Pen) -> list[str]:
@@ -200,7 +200,7 @@ def _peaks(plan: Plan, rank: RankEstimate, pen: Pen) -> list[str]:
     phrases = [
         f"allocated {rank.peak_allocated_bytes / GIB:.2f}",
         _reserved(rank),
-        f"process {rank.process_bytes / GIB:.2f} (in nvidia-smi)",
+        f"process {rank.process_bytes / GIB:.2f}, in nvidia-smi about {(rank.process_bytes + rank.nccl_bytes) / GIB:.2f} with NCCL",
         f"loading {rank.init_peak_allocated_bytes / GIB:.2f}",
     ]
     if plan.memory.worst != plan.memory.rank0:

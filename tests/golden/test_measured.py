@@ -64,7 +64,7 @@ CAPPED = [(i, row) for i, row in CHECKED if row.verdict is not None]
 @cache
 def _estimate(index: int) -> RankEstimate:
     row = ALL_ROWS[index]
-    return simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row), with_nccl=False)
+    return simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row))
 
 
 def _params(chosen: list[tuple[int, Row]], exceptions: dict[str, str]) -> list[object]:

@@ -44,7 +44,7 @@ def ids(rows: list[dict[str, object]]) -> list[str]:
 def test_the_trainers_memory_is_the_simulated_one(row: dict[str, object]) -> None:
     case, measured = case_of(row), row["measured"]
     assert isinstance(measured, dict)
-    estimate = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank, with_nccl=False)
+    estimate = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank)
 
     assert estimate.peak_allocated_bytes == pytest.approx(measured["peak_allocated_bytes"], rel=ALLOCATED_TOLERANCE)
     assert estimate.peak_reserved_bytes == pytest.approx(measured["peak_reserved_bytes"], rel=RESERVED_TOLERANCE)
@@ -60,7 +60,7 @@ def test_the_trainers_memory_is_the_simulated_one(row: dict[str, object]) -> Non
 def test_packed_rows_with_a_mask_take_the_simulated_memory(row: dict[str, object]) -> None:
     case, measured = case_of(row), row["measured"]
     assert isinstance(measured, dict)
-    estimate = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank, with_nccl=False)
+    estimate = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank)
 
     assert estimate.peak_allocated_bytes == pytest.approx(measured["peak_allocated_bytes"], rel=ALLOCATED_TOLERANCE)
     assert estimate.peak_reserved_bytes == pytest.approx(measured["peak_reserved_bytes"], rel=RESERVED_TOLERANCE)
