@@ -1,7 +1,7 @@
 """Drawn runs beside their measurement: ``python -m benchmarks.holdout.run``; prints Markdown.
 
-Two tables of the same runs: what the planner said before any of them was measured (`data/predictions.jsonl`, which no later change touches),
-and what it says today. Errors are predicted / measured - 1 in percent; sums are of their sizes.
+Two tables of the same runs: what the planner said before any of them was measured (`data/predictions.jsonl`, which no later change
+touches), and what it says today. Errors are predicted / measured - 1 in percent; sums are of their sizes.
 """
 
 from __future__ import annotations

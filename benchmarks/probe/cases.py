@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import rows as accuracy
+from benchmarks.accuracy.harness import forget
 from llmcheck.catalog.config import spec_of_config
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.catalog.models import find_model
 from llmcheck.planner.evaluate import complete
-from llmcheck.shadow import loss, run
+from llmcheck.shadow import loss
 from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, TrainingRecipe
 
 DATA = Path(__file__).parent / "data"
@@ -91,13 +92,6 @@ def trainer_of(case: Case) -> Iterator[None]:
     finally:
         loss.FUSED_CHUNKS = with_copy
         forget()
-
-
-def forget() -> None:
-    """Empty every cache of the simulation."""
-    for cached in vars(run).values():
-        if hasattr(cached, "cache_clear"):
-            cached.cache_clear()
 
 
 def cases(path: Path = CASES) -> Iterator[Case]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.probe.cases import CASES, MEASURED, case_of, forget, trainer_of
+from benchmarks.accuracy.harness import forget
+from benchmarks.probe.cases import CASES, MEASURED, case_of, trainer_of
 from llmcheck.planner.measured import compare
 from llmcheck.shadow import execute
 from llmcheck.shadow.run import simulate_rank
