@@ -14,9 +14,12 @@ import pytest
 from benchmarks.holdout.predict import predict
 from benchmarks.holdout.run import MEASURED, PREDICTIONS, RUNS, compare, lines_of
 
-ALLOCATED_TOLERANCE_PCT = 0.05
-RESERVED_TOLERANCE_PCT = 0.5
+ALLOCATED_TOLERANCE_PCT = 0.02
+PAGE_BYTES = 2 << 20  # a segment of the small pool: what the simulation leaves out (scalars, statistics of a norm) may fill one more
 PROCESS_TOLERANCE_PCT = 0.5
+
+UNEXPLAINED = {"h21-stablelm"}  # 18 MiB of 5930 too much, from the first backward pass on
+UNEXPLAINED_TOLERANCE_PCT = 0.5
 
 ROWS = {str(row["id"]): row for row in lines_of(MEASURED)}
 
@@ -28,18 +31,21 @@ def _predicted(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_memory_is_the_measured_one(name: str) -> None:
+def test_allocated_memory_and_the_process_are_the_measured_ones(name: str) -> None:
     errors = compare(_predicted(name), ROWS[name]).errors
 
     assert abs(errors["allocated"]) <= ALLOCATED_TOLERANCE_PCT
-    assert abs(errors["reserved"]) <= RESERVED_TOLERANCE_PCT
     assert abs(errors.get("process", 0.0)) <= PROCESS_TOLERANCE_PCT
 
 
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row["method"] == "qlora"])
-def test_qlora_reserves_to_a_page_what_was_reserved(name: str) -> None:
-    # weights come in the order of their names: where a segment lies decides what comes back before training
-    assert abs(_predicted(name)["peak_reserved"] - ROWS[name]["peak_reserved"]) <= 2 << 20
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in UNEXPLAINED])
+def test_reserved_memory_is_the_measured_one_to_a_page(name: str) -> None:
+    assert abs(_predicted(name)["peak_reserved"] - ROWS[name]["peak_reserved"]) <= PAGE_BYTES
+
+
+@pytest.mark.parametrize("name", sorted(UNEXPLAINED))
+def test_reserved_memory_is_close_where_the_difference_is_not_explained(name: str) -> None:
+    assert abs(compare(_predicted(name), ROWS[name]).errors["reserved"]) <= UNEXPLAINED_TOLERANCE_PCT
 
 
 def test_the_predictions_are_those_from_before_the_measurement() -> None:
