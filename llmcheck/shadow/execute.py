@@ -60,6 +60,8 @@ def execute(
     else:
         build = Build(item)
     model = family.build(build, config, run)
+    if isinstance(build, quant.QuantBuild):
+        build.load(model)
     if recipe.lora is not None:
         if recipe.method == "qlora":
             quant.cast_rest(model, 4)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from benchmarks.accuracy.harness import forget
 from benchmarks.probe.cases import CASES, DATA, MEASURED, case_of
 from llmcheck.planner.measured import compare
-from llmcheck.shadow import execute, run
+from llmcheck.shadow import execute
 from llmcheck.shadow.run import simulate_rank
 
 ALLOCATED_TOLERANCE = 0.0005
@@ -18,13 +19,6 @@ PROCESS_TOLERANCE = 0.02
 
 MASKED = [json.loads(line) for line in (DATA / "masked-h100-2026-11.jsonl").read_text().splitlines()]
 ROWS = [json.loads(line) for line in MEASURED.read_text().splitlines()]
-
-
-def forget() -> None:
-    """Empty every cache of the simulation."""
-    for cached in vars(run).values():
-        if hasattr(cached, "cache_clear"):
-            cached.cache_clear()
 
 
 @pytest.fixture
