@@ -138,6 +138,14 @@ def train_with_free_bytes(argv: list[str], free: list[int]) -> dict[str, Any]:
         return train(argv)
 
 
+def train_without_patience(argv: list[str]) -> dict[str, Any]:
+    """The trainer, waiting hardly any time for another run's ranks to end."""
+    from llmcheck_trainer import claim
+
+    with replaced(claim, "RANKS_END_S", 0.2):
+        return train(argv)
+
+
 def train_out_of_memory(argv: list[str]) -> dict[str, Any]:
     """The trainer with a device that has no room for the first forward."""
     import torch

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 from rig import Ranks, arguments, make_data, make_model, make_plan, some_rows, steps_of
+
+from llmcheck import lock
 
 
 @pytest.fixture(scope="session")
@@ -137,20 +140,17 @@ def test_a_checkpoint_of_another_recipe_is_refused(
 
 
 def test_two_runs_do_not_write_into_one_folder(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
-    import fcntl
-
     plan = make_plan(tmp_path / "plan.json", model)
     output = tmp_path / "out"
     output.mkdir()
-    with open(output / ".lock", "w") as other:
-        other.write("rank 0 is process 7 on elsewhere\n")
-        other.flush()
-        fcntl.flock(other, fcntl.LOCK_EX)
-        refused = two.train(plan, data, output, *OPTIONS)
+    held = lock.hold(str(output / lock.TRAINER))
+    assert held is not None
+    refused = two.call("train_without_patience", arguments(plan, data, output, *OPTIONS))
+    os.close(held)
     went_on = two.train(plan, data, output, *OPTIONS)
 
     assert [(answer["exit"], answer["code"]) for answer in refused] == [(2, "output-in-use")] * 2
-    assert "process 7 on elsewhere" in refused[0]["why"]
+    assert f"process {os.getpid()}" in refused[0]["why"]
     assert [answer["exit"] for answer in went_on] == [0, 0]
 
 
