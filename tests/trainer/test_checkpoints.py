@@ -171,12 +171,14 @@ def test_when_the_last_save_fails_all_ranks_say_so_and_the_one_before_stays(two:
     output, options = tmp_path / "out", ["--save-every", "4", "--packing", "off"]
     refused = two.call("train_on_a_disk_that_refuses", arguments(plan, data, output, *options), 1, 5, 10**6)
     left = [path.name for path in (output / "checkpoints").iterdir()]
+    exported = (output / "model" / "model.safetensors").read_bytes()
     went_on = two.train(plan, data, output, *options)
     two.train(plan, data, tmp_path / "straight", *options)
 
     assert [(answer["exit"], answer["code"]) for answer in refused] == [(1, "not-saved")] * 2
     assert "rank 1: " in refused[0]["why"]
     assert left == ["step-00000004"]
+    assert exported == (tmp_path / "straight" / "model" / "model.safetensors").read_bytes()  # rank 0 had room for it
     assert [answer["exit"] for answer in went_on] == [0, 0]
     by_step = {step["step"]: step["loss"] for step in steps_of(output)}
     assert by_step == {step["step"]: step["loss"] for step in steps_of(tmp_path / "straight")}
