@@ -188,6 +188,10 @@ def test_job_files_hold_the_same_command(nodes: int, tmp_path: Path, llmcheck: A
     assert container["image"] == "x: y#z"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
     assert kubernetes[1]["spec"]["completions"] == nodes
+    grace = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    assert 30 < int(grace) < pod["terminationGracePeriodSeconds"] == 300
+    assert "#SBATCH --signal=TERM@120\n" in slurm
+    assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110\n" in slurm
     assert shlex.split(sky["run"].replace("\\\n", " ").splitlines()[-1])[-8:] == words
     assert sky["num_nodes"] == nodes
     assert sky["resources"]["accelerators"] == "H100:8"
