@@ -10,6 +10,7 @@ from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
 from llmcheck.shadow.optim import OptimizerState
+from llmcheck.shadow.script import Scripts
 from llmcheck.shadow.steady import Start, repeat, repeat_first, start_of_step
 from llmcheck.shadow.tensor import Packed, Tape, Tensor, backward, cur
 from llmcheck.shadow.zero import stage0
@@ -75,6 +76,7 @@ def execute(
         quant.cast_rest(model, item)
     engine = _initialize(model, build, recipe, settings, item, rank, world, flatten_on_device)
     tape.mark("phase", "init")
+    cur.scripts = Scripts(model)
     _train(model, engine, family, config, recipe, kernels, tape, steps)
     cur.hooks = None
     cur.reset(Tape())
