@@ -72,6 +72,7 @@ def plan_schema() -> Schema:
         "solve": _nullable(_object(plan.SolveResult, "solve", say, leave_out=("plan",))),
         "deepspeed": {"type": "object"},
         "launch": _object(planfile.Launch, "launch", say),
+        "allowed": _list(_object(planfile.Allowed, "allowed[]", say)),
     }
     for name, schema in properties.items():
         schema["description"] = say.of(name)
@@ -83,7 +84,7 @@ def plan_schema() -> Schema:
         "title": "llmcheck plan file, version 1",
         "description": "What `llmcheck plan --format json` prints and `--out` writes. Bytes and seconds throughout.",
         "type": "object",
-        "required": list(properties),
+        "required": [name for name in properties if name != "allowed"],  # `llmcheck train --allow` adds it
         "additionalProperties": False,
         "properties": properties,
     }

@@ -88,6 +88,15 @@ def complain(lines: Iterable[str]) -> None:
         pass
 
 
+def tell(text: str) -> None:
+    """Write laid-out text (a report, which has escaped what is not ours) to stderr. Never raises, like :func:`complain`."""
+    try:
+        if sys.stderr is not None:
+            _write(sys.stderr, inert(text))
+    except (OSError, ValueError):
+        pass
+
+
 def inert(text: str) -> str:
     """`text` without what the runner of a pipeline takes for a command to itself.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
@@ -38,8 +38,19 @@ class Launch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Allowed:
+    """A check that a run of this plan goes on in spite of, and why (empty where no reason was asked for)."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanFile:
-    """What :func:`read` returns. `edited`: model, cluster, recipe or deepspeed changed since planning, the estimate no longer applies."""
+    """What :func:`read` returns. `edited`: model, cluster, recipe or deepspeed changed since planning, the estimate no longer applies.
+
+    `allowed`: what `llmcheck train --allow` kept in it.
+    """
 
     plan: Plan
     solve: SolveResult | None
@@ -47,6 +58,11 @@ class PlanFile:
     llmcheck_version: str
     digest: str
     edited: bool
+    allowed: tuple[Allowed, ...] = ()
+
+    def allowed_codes(self) -> frozenset[str]:
+        """The codes of `allowed`."""
+        return frozenset(each.code for each in self.allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +86,7 @@ class _Lists:
     findings: tuple[Finding, ...] = ()
     data: DataPrep | None = None
     solve: _SolveHead | None = None
+    allowed: tuple[Allowed, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +165,17 @@ def write(path: str, document: Mapping[str, Any], *, force: bool = False) -> Non
     Raises UserError when `path` holds something that is not an unedited plan (unless `force`) or cannot be written.
     """
     write_atomically(path, dumps(document).encode("utf-8"), flag="--out", replaceable=is_untouched_plan, force=force)
+
+
+def keep_allowed(source: str, target: str, allowed: Sequence[Allowed], *, force: bool = False) -> None:
+    """Write the plan file at `source` to `target` with `allowed` in it; nothing else changes, so it stays edited where it was.
+
+    Raises UserError as :func:`write` does.
+    """
+    kept = {each.code: each for each in (*read(source).allowed, *allowed)}
+    found = {**load_object(source, what=_WHAT), "allowed": [to_plain(kept[code]) for code in sorted(kept)]}
+    same = os.path.realpath(source) == os.path.realpath(target)
+    write(target, found, force=force or same)
 
 
 def read(path: str) -> PlanFile:
@@ -233,6 +261,7 @@ def _assemble(head: _Head, lists: _Lists, parts: Parts, found_digest: str) -> Pl
         llmcheck_version=head.llmcheck_version,
         digest=head.digest,
         edited=head.digest != found_digest,
+        allowed=lists.allowed,
     )
 
 

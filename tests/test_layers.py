@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A longer name beats a shorter one: planner.plan holds values and so lies far below the rest of planner.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmcheck.errors", "llmcheck.units", "llmcheck.types", "llmcheck.collector"),
-    ("llmcheck.toml", "llmcheck.jsonfile", "llmcheck.files", "llmcheck.console"),
-    ("llmcheck.progress",),
+    ("llmcheck.toml", "llmcheck.jsonfile", "llmcheck.files", "llmcheck.console", "llmcheck.cachefile"),
+    ("llmcheck.progress", "llmcheck.lock"),
     ("llmcheck.planner.plan", "llmcheck.codec"),
     ("llmcheck.dsconfig",),
     ("llmcheck.shadow",),
@@ -46,7 +46,7 @@ THIRD_PARTY_AT_TOP = {("llmcheck.toml", "tomli")}
 
 TRAINER_MAY_USE = {
     "llmcheck", "llmcheck.planfile", "llmcheck.types", "llmcheck.units", "llmcheck.errors", "llmcheck.jsonfile", "llmcheck.toml",
-    "llmcheck.console", "llmcheck.progress",
+    "llmcheck.console", "llmcheck.progress", "llmcheck.lock",
 }  # fmt: skip
 
 

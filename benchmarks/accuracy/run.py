@@ -29,7 +29,7 @@ def measure(row: Row) -> dict[str, Any]:
     """Errors of one run in percent, and the CPU seconds that the estimate took."""
     start = time.process_time()
     with harness_of(row):
-        estimate = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row))
+        estimate = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row), with_nccl=False)
     cpu_s = time.process_time() - start
     raw = row.raw
     out: dict[str, Any] = {"set": row.group, "label": row.label, "cpu_s": round(cpu_s, 3)}

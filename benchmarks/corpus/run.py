@@ -1,7 +1,7 @@
 """Scores the signatures on a corpus of failures: ``python -m benchmarks.corpus.run [FILE] [--misses]``.
 
-Prints the counts (and the rows that were missed), and writes ``benchmarks/results/corpus-DATE.md`` or ``corpus-blind-DATE.md`` for the two
-corpora of the tests.
+Prints the counts (and the rows that were missed), and writes ``benchmarks/results/corpus-DATE.md``, ``corpus-blind-DATE.md`` or
+``corpus-unseen-DATE.md`` for the corpora of the tests.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ TRACKED = {
         "corpus-blind",
         "Signatures on the second corpus of failures",
         "python -m benchmarks.corpus.run tests/corpus/blind.jsonl",
+    ),
+    CORPUS / "unseen.jsonl": (
+        "corpus-unseen",
+        "Signatures on the third corpus of failures",
+        "python -m benchmarks.corpus.run tests/corpus/unseen.jsonl",
     ),
 }
 

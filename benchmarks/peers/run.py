@@ -235,7 +235,7 @@ def ours(row: Row) -> tuple[float, float] | None:
     """llmcheck's errors of allocated and process memory, None where the row is not modelled."""
     try:
         with harness_of(row):
-            found = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank)
+            found = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, with_nccl=False)
     except UserError:
         return None
     return found.peak_allocated_bytes / row.raw["peak_alloc_train"] - 1, found.process_bytes / row.raw["nvml_proc"] - 1

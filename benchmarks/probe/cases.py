@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import rows as accuracy
-from benchmarks.accuracy.harness import forget
 from llmcheck.catalog.config import spec_of_config
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.catalog.models import find_model
 from llmcheck.planner.evaluate import complete
-from llmcheck.shadow import loss
 from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, TrainingRecipe
 
 DATA = Path(__file__).parent / "data"
@@ -76,22 +73,6 @@ def case_of(raw: dict[str, Any]) -> Case:
     )
     recipe = complete(model, recipe, cluster)
     return Case(raw, model, recipe, cluster, raw.get("rank", 0))
-
-
-@contextmanager
-def trainer_of(case: Case) -> Iterator[None]:
-    """The simulation as of the trainer that a row was measured with: rows with `fp32_chunks` had no kernel for the chunked loss yet."""
-    with_copy = bool(case.raw.get("fp32_chunks"))
-    if with_copy != loss.FUSED_CHUNKS:
-        yield
-        return
-    forget()
-    loss.FUSED_CHUNKS = not with_copy
-    try:
-        yield
-    finally:
-        loss.FUSED_CHUNKS = with_copy
-        forget()
 
 
 def cases(path: Path = CASES) -> Iterator[Case]:

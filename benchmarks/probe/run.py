@@ -1,7 +1,6 @@
 """What the plan says beside what the bundled trainer took on an H100: ``python -m benchmarks.probe.run``; prints Markdown.
 
-Rows with `fp32_chunks` were measured before the chunked loss had its kernel, and are simulated so, with an fp32 copy of each chunk.
-Errors are predicted / measured - 1 in percent. Rows that a later trainer superseded are listed, and left out of the sums.
+Errors are predicted / measured - 1 in percent. Steps were timed only where a run had the GPU for itself.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.probe.cases import MEASURED, Case, case_of, trainer_of
+from benchmarks.probe.cases import MEASURED, Case, case_of
 from llmcheck.shadow.run import simulate_rank
 from llmcheck.steptime.kernels import GpuRates
 from llmcheck.steptime.model import estimate
@@ -29,29 +28,29 @@ class Result(NamedTuple):
     case: Case
     allocated_bytes: int
     errors: dict[str, float]
-    step_s: float
-    step_error: float
-    profiled_error: float
+    step_s: float | None
+    step_errors: tuple[float, float] | None  # without and with a measured profile
 
 
 def measure(case: Case, profile: Profile) -> Result:
     """The prediction beside the measurement."""
     found: dict[str, Any] = case.raw["measured"]
-    with trainer_of(case):
-        rank = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank)
+    rank = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank, with_nccl=False)
     pairs = {
         "allocated": (rank.peak_allocated_bytes, found["peak_allocated_bytes"]),
         "reserved": (rank.peak_reserved_bytes, found["peak_reserved_bytes"]),
         "process": (rank.process_bytes, found["process_bytes"]),
     }
+    errors = {name: 100 * (predicted / seen - 1) for name, (predicted, seen) in pairs.items()}
+    if found["step_s"] is None:
+        return Result(case, found["peak_allocated_bytes"], errors, None, None)
     rates = rates_of(profile, GpuRates.from_spec(case.cluster.gpu, case.recipe.precision), case.recipe.precision)
     times = (
         estimate(case.model, case.recipe, case.cluster),
         estimate(case.model, case.recipe, case.cluster, rates=rates, host=host_of(profile)),
     )
-    step_errors = [100 * ((time.step_s - time.communication_exposed_s) / found["step_s"] - 1) for time in times]
-    errors = {name: 100 * (predicted / seen - 1) for name, (predicted, seen) in pairs.items()}
-    return Result(case, found["peak_allocated_bytes"], errors, found["step_s"], *step_errors)
+    plain, profiled = (100 * ((time.step_s - time.communication_exposed_s) / found["step_s"] - 1) for time in times)
+    return Result(case, found["peak_allocated_bytes"], errors, found["step_s"], (plain, profiled))
 
 
 def table(results: list[Result]) -> list[str]:
@@ -61,7 +60,8 @@ def table(results: list[Result]) -> list[str]:
     for result in results:
         shares = " | ".join(f"{result.errors[name]:+.3f}" for name in QUANTITIES)
         peak = result.allocated_bytes / GIB
-        lines.append(f"| {result.case.label} | {peak:.3f} | {shares} | {result.step_s:.3f} | {result.step_error:+.0f} |")
+        step = f"{result.step_s:.3f} | {result.step_errors[0]:+.0f}" if result.step_s and result.step_errors else " | "
+        lines.append(f"| {result.case.label} | {peak:.3f} | {shares} | {step} |")
     return lines
 
 
@@ -69,8 +69,9 @@ def sums(results: list[Result]) -> list[str]:
     """Mean and worst of the errors' sizes."""
     lines = ["| quantity | runs | mean, % | worst, % |", "| --- | ---: | ---: | ---: |"]
     columns = [(name, [abs(result.errors[name]) for result in results]) for name in QUANTITIES]
-    columns.append(("step without communication", [abs(result.step_error) for result in results]))
-    columns.append(("the same with a measured profile", [abs(result.profiled_error) for result in results]))
+    timed = [result.step_errors for result in results if result.step_errors]
+    columns.append(("step without communication", [abs(plain) for plain, _ in timed]))
+    columns.append(("the same with a measured profile", [abs(profiled) for _, profiled in timed]))
     for name, values in columns:
         lines.append(f"| {name} | {len(values)} | {statistics.mean(values):.3f} | {max(values):.3f} |")
     return lines
@@ -80,14 +81,10 @@ def main() -> int:
     """Print both tables."""
     profile = profile_of(json.loads(PROFILE.read_text()), PROFILE.name)
     rows = [case_of(json.loads(line)) for line in MEASURED.read_text().splitlines()]
-    current = [measure(case, profile) for case in rows if "superseded" not in case.raw]
-    before = [measure(case, profile) for case in rows if "superseded" in case.raw]
-    families = sorted({result.case.model.family for result in current})
-    print(f"{len(current)} recipes of {len(families)} families: {', '.join(families)}.\n")
-    print("\n".join([*sums(current), "", *table(current)]))
-    if before:
-        print(f"\n{len(before)} runs of a trainer that has changed since (why is in the data):\n")
-        print("\n".join([*sums(before), "", *table(before)]))
+    results = [measure(case, profile) for case in rows]
+    families = sorted({result.case.model.family for result in results})
+    print(f"{len(results)} recipes of {len(families)} families: {', '.join(families)}.\n")
+    print("\n".join([*sums(results), "", *table(results)]))
     return 0
 
 

@@ -16,6 +16,7 @@ MODULE = "llmcheck_trainer.dataprep"
 ACTIONS = ("prepare", "show")
 ROW_FORMATS = ("auto", "alpaca", "sharegpt", "belle", "messages", "text")
 TEMPLATES = "tokenizer, alpaca, belle, vicuna, chatml, llama3, plain"
+ROW_OPTIONS = ("template", "rows_are", "too_long", "max_bad", "pad_token", "fast", "date")
 MAX_SEQ_LEN = 1 << 24
 MAX_ROWS = 1 << 48
 
@@ -32,36 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--seq-len", metavar="TOKENS", type=whole("--seq-len", 2, MAX_SEQ_LEN, unit="tokens"), help="longest row; the rest is cut off"
     )
     group.add_argument("--out", metavar="DIR", help="the folder to write; replaced only when it holds prepared data")
-    group.add_argument("--template", metavar="NAME", default="auto", help=f"{TEMPLATES}, or a Jinja file (default: the tokenizer's)")
-    group.add_argument(
-        "--rows-are",
-        metavar="|".join(ROW_FORMATS),
-        type=choice("--rows-are", ROW_FORMATS),
-        default="auto",
-        help="shape of the rows (default: told by their fields, row by row)",
-    )
-    group.add_argument(
-        "--too-long",
-        metavar="truncate|drop",
-        type=choice("--too-long", ("truncate", "drop")),
-        default="truncate",
-        help="conversations longer than --seq-len (plain text is cut into pieces)",
-    )
-    group.add_argument(
-        "--max-bad",
-        metavar="N",
-        type=whole("--max-bad", 0, MAX_ROWS, unit="rows"),
-        help="write nothing when more rows cannot be read (default: half of them)",
-    )
-    group.add_argument("--pad-token", metavar="TOKEN", help="padding token, where the tokenizer has none or pads with its end token")
-    group.add_argument(
-        "--fast",
-        metavar="auto|off|require",
-        type=choice("--fast", ("auto", "off", "require")),
-        default="auto",
-        help="the encoder of the extra `fast-data`; the files are the same",
-    )
-    group.add_argument("--date", metavar="YYYY-MM-DD", help="what a chat template takes for today (default: today)")
+    configure_rows(group)
     group = parser.add_argument_group("show")
     group.add_argument(
         "--rows", metavar="N", type=whole("--rows", 0, 10_000, unit="rows"), default=3, help="number of rows, spread over all (default: 3)"
@@ -81,10 +53,54 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def configure_rows(group: Any) -> None:
+    """Add the options that say how rows become tokens, ROW_OPTIONS."""
+    group.add_argument("--template", metavar="NAME", help=f"{TEMPLATES}, or a Jinja file (default: the tokenizer's)")
+    group.add_argument(
+        "--rows-are",
+        metavar="|".join(ROW_FORMATS),
+        type=choice("--rows-are", ROW_FORMATS),
+        help="shape of the rows (default: told by their fields, row by row)",
+    )
+    group.add_argument(
+        "--too-long",
+        metavar="truncate|drop",
+        type=choice("--too-long", ("truncate", "drop")),
+        help="conversations longer than --seq-len (plain text is cut into pieces)",
+    )
+    group.add_argument(
+        "--max-bad",
+        metavar="N",
+        type=whole("--max-bad", 0, MAX_ROWS, unit="rows"),
+        help="write nothing when more rows cannot be read (default: half of them)",
+    )
+    group.add_argument("--pad-token", metavar="TOKEN", help="padding token, where the tokenizer has none or pads with its end token")
+    group.add_argument(
+        "--fast",
+        metavar="auto|off|require",
+        type=choice("--fast", ("auto", "off", "require")),
+        help="the encoder of the extra `fast-data`; the files are the same",
+    )
+    group.add_argument("--date", metavar="YYYY-MM-DD", help="what a chat template takes for today (default: today)")
+
+
+def rows_of(args: argparse.Namespace, *, date: str) -> dict[str, Any]:
+    """The options of :func:`configure_rows` as settings of a preparation; `date` where none is given. Raises UserError."""
+    return {
+        "template": args.template or "auto",
+        "format": args.rows_are or "auto",
+        "too_long": args.too_long or "truncate",
+        "max_bad": args.max_bad,
+        "pad_token": args.pad_token,
+        "fast": args.fast or "auto",
+        "date": date if args.date is None else _date(args.date),
+    }
+
+
 def run(args: argparse.Namespace) -> int:
     """Hand the request to the trainer's process; returns its exit code."""
     request = _prepare(args) if args.action == "prepare" else _show(args)
-    return _call({**request, "output": args.format})
+    return call({**request, "output": args.format})
 
 
 def _prepare(args: argparse.Namespace) -> dict[str, Any]:
@@ -109,19 +125,11 @@ def _prepare(args: argparse.Namespace) -> dict[str, Any]:
         "tokenizer": args.tokenizer,
         "seq_len": args.seq_len,
         "out": args.out,
-        "template": args.template,
-        "format": args.rows_are,
-        "too_long": args.too_long,
-        "max_bad": args.max_bad,
-        "pad_token": args.pad_token,
-        "fast": args.fast,
-        "date": _date(args.date),
+        **rows_of(args, date=date.today().isoformat()),
     }
 
 
-def _date(text: str | None) -> str:
-    if text is None:
-        return date.today().isoformat()
+def _date(text: str) -> str:
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError as reason:
@@ -143,28 +151,30 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _call(request: dict[str, Any]) -> int:
+def call(request: dict[str, Any], *, command: str = "llmcheck data") -> int:
+    """Have the trainer's process do `request`; its exit code. Raises UserError where it was killed while `command` waited."""
     import signal
     import subprocess  # both only here: `llmcheck --help` does without
 
     # The same packages as this process, and nothing from the current folder unless this process has it too.
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", MODULE, json.dumps(request)]
-    process = subprocess.Popen(command, env=environment)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    argv = [sys.executable, "-m", MODULE, json.dumps(request)]
+    process = subprocess.Popen(argv, env=environment)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while True:
         try:
             code = process.wait()
             break
         except KeyboardInterrupt:  # the other process got it too, clears away and ends
             continue
+    signal.signal(signal.SIGTERM, before)
     if code == 1:  # a traceback, which it printed
         raise RuntimeError("the process that prepares data failed")
     if code == -signal.SIGKILL:
         raise UserError(
             "the process that prepares data was killed",
             code="killed",
-            where="llmcheck data",
+            where=command,
             why="by another process, or by the system for want of memory",
             hint="run it again: nothing half-written is left that a later run would take for data",
         )

@@ -18,7 +18,7 @@ from llmcheck.errors import UserError, did_you_mean
 from llmcheck.files import find_place, write_atomically
 from llmcheck.report import settings as gate_settings
 from llmcheck.report.finding import Finding, Report
-from llmcheck.report.gate import Gate, apply, exit_code
+from llmcheck.report.gate import Gate, apply, exit_code, sure_enough, visible
 from llmcheck.report.redact import hide_secrets
 from llmcheck.report.secretless import finding_without_secrets, without_secrets
 from llmcheck.rules.facts import load_registry
@@ -77,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--min-confidence",
         metavar="|".join(CONFIDENCES),
         type=choice("--min-confidence", CONFIDENCES),
-        help="what is less sure does not count, and the text leaves it out (default: low)",
+        help="what is less sure does not count and is told in no form, but how many it was (default: low)",
     )
     gate.add_argument("--select", metavar="CODES", default="", help="judge only codes that begin so: LCV,LCT003")
     gate.add_argument("--ignore", metavar="CODES", default="", help="do not judge codes that begin so")
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         from llmcheck.logs.source import Window
 
         report = add_logs(report, logs, packs, gate, today, window=None if args.full else Window(*_WINDOW_BYTES))
-    report = apply(without_secrets(report), gate, today)
+    report = sure_enough(apply(without_secrets(report), gate, today), gate)
     code = exit_code(report, gate)
     code = 0 if code == 1 and args.exit_zero else code
     for output in outputs:
@@ -146,7 +146,8 @@ def _follow(report: Report, path: str, packs: Sequence[Pack], gate: Gate, today:
         if notice:
             complain([hide_secrets(f"note: {notice}")])
         if findings:
-            emit(report_text.render_findings([finding_without_secrets(finding) for finding in findings], where))
+            told = visible(findings, gate.min_confidence)
+            emit(report_text.render_findings([finding_without_secrets(finding) for finding in told], where))
 
     results = logs.follow(path, packs, gate, today, tell)
     return logs.with_logs(report, results, packs, gate, today)
@@ -290,7 +291,7 @@ def _render(output: _Output, report: Report, gate: Gate, code: int, args: argpar
     from llmcheck.render import report_text
 
     where = terminal(sys.stdout) if output.path is None else Terminal()
-    return report_text.render(report, code, where, min_confidence=gate.min_confidence, verbose=args.verbose)
+    return report_text.render(report, code, where, verbose=args.verbose)
 
 
 def _pins(args: argparse.Namespace) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from llmcheck.commands import train
+from llmcheck.commands import launcher, preflight, train
 from llmcheck.commands.values import choice
 from llmcheck.console import emit
 from llmcheck.errors import UserError
@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--for", dest="target", metavar="|".join(TARGETS), type=choice("--for", TARGETS), help="what it is written for")
     parser.add_argument("--name", metavar="NAME", type=_name, help="name of the job (default: llmcheck-train)")
     parser.add_argument("--image", metavar="IMAGE", help="container image of a Kubernetes or SkyPilot job, llmcheck[train] installed")
-    train.add_run(parser)
+    train.add_run(parser, raw=False)
 
 
 def _name(text: str) -> str:
@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
     """Print it; returns 0. Raises UserError when the plan or an option is missing."""
     if args.target is None:
         raise UserError("--for is missing", code="usage", where="llmcheck launch", hint="one of " + ", ".join(TARGETS))
-    settings = train.settings_of(args)
+    settings = train.prepared_settings(args)
     path, plan_file = train.plan_of(args)
-    train.check(plan_file, path, settings)
+    train.check(plan_file, path, preflight.allowances(args.allow))
     if args.target in ("deepspeed", "torchrun"):
         args.launcher = args.target
-        argv, env = train.command(plan_file, path, settings, args)
+        argv, env = launcher.command(plan_file, path, settings, args)
         emit(jobs.shell(argv, env))
         return 0
     cluster = plan_file.plan.cluster
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         gpu=cluster.gpu.name,
         host_bytes_per_node=plan_file.plan.memory.host.host_bytes_per_node,
         env=plan_file.launch.env,
-        words=("-m", train.MODULE, "--plan", path, *train.words_of(settings)),
+        words=("-m", launcher.MODULE, "--plan", path, *launcher.words_of(settings)),
     )
     emit({"slurm": jobs.slurm, "kubernetes": jobs.kubernetes, "skypilot": jobs.skypilot}[args.target](job))
     return 0

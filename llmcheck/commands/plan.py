@@ -43,6 +43,13 @@ def configure_request(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
 
 
+def request_options() -> tuple[str, ...]:
+    """The names under which :func:`configure_request` keeps its options; each is None where it was not given."""
+    parser = argparse.ArgumentParser(add_help=False)
+    configure_request(parser)
+    return tuple(action.dest for action in parser._actions)
+
+
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and machine")
     _option(group, "--model", "NAME", str, "catalogue name, Hub id, or a folder or config.json (`llmcheck models` lists the names)")
@@ -165,6 +172,9 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     _choice(group, "--format", ("text", "json", "markdown"), "form of the answer on stdout (default: text)")
+    group.add_argument(
+        "--verbose", action="store_true", help="text: everything, however long, and the next command with every choice spelt out"
+    )
     _option(group, "--out", "FILE", str, "write the plan file (JSON) too")
     _option(group, "--timeline", "FILE", _timeline_path, "draw memory over one step, by category: FILE.svg, or FILE.png with matplotlib")
     group.add_argument("--force", action="store_true", help="let --out and --timeline replace files that are not llmcheck's own")
@@ -177,7 +187,12 @@ def run(args: argparse.Namespace) -> int:
     """Plan, write the files asked for, print the answer. Returns 0 or 1 by `--fail-on`."""
     _check_places(args)
     request, notes = request_of(args)
-    plan, solved = solve_request(request)
+    try:
+        plan, solved = solve_request(request)
+    except UserError as error:
+        if error.code == "ds-config" and args.ds_config is not None:  # the planner knows the values, not the file
+            error.where = f"--ds-config {args.ds_config}"
+        raise
     plan = replace(plan, findings=(*plan.findings, *notes))
     if solved is not None:
         solved = replace(solved, plan=plan)
@@ -481,38 +496,47 @@ def _print(plan: Plan, solved: SolveResult | None, args: argparse.Namespace) -> 
 
         emit(planfile.dumps(planfile.document(plan, solve=solved, out=os.path.abspath(args.out) if args.out else "plan.json")))
         return
-    steps = next_steps(plan, args)
     if args.format == "markdown":
         from llmcheck.render import markdown
 
-        emit(markdown.render(plan, solve=solved, next_steps=steps))
+        emit(markdown.render(plan, solve=solved, next_steps=next_steps(plan, args, explicit=True)))
         return
     from llmcheck.render import text
 
-    emit(text.render(plan, solve=solved, next_steps=steps, terminal=terminal(sys.stdout)))
+    steps = next_steps(plan, args, explicit=args.verbose)
+    emit(text.render(plan, solve=solved, next_steps=steps, terminal=terminal(sys.stdout), verbose=args.verbose))
 
 
-def next_steps(plan: Plan, args: argparse.Namespace) -> tuple[str, ...]:
-    """What to do now: how to run a plan that was saved, the command that saves it, or the one that makes it fit."""
+def next_steps(plan: Plan, args: argparse.Namespace, *, explicit: bool) -> tuple[str, ...]:
+    """What to do now: how to run a plan that was saved, the command that saves it, or the one that makes it fit.
+
+    The command that saves it is the user's own again, or, when `explicit`, one that spells every choice out.
+    """
     if plan.verdict == "does-not-fit":
         ways = sorted((lever for lever in plan.what_if if lever.verdict != "does-not-fit" and lever.flags), key=lambda way: way.verdict)
-        return tuple(" ".join(map(_quoted, ["llmcheck", "plan", *_given(args), *way.flags])) for way in ways[:1])
+        return tuple(" ".join(map(_quoted, ["llmcheck", "plan", *_given(args, instead=way.flags), *way.flags])) for way in ways[:1]) or (
+            "no single change tried makes it fit: more --gpus, a larger --gpu, more --host-memory, or a smaller model (--solve model)",
+        )
     if args.out is None:
-        return (explicit_command(plan, args) + " --out plan.json",)
+        own = " ".join(map(_quoted, ["llmcheck", "plan", *_given(args)]))
+        return ((explicit_command(plan, args) if explicit else own) + " --out plan.json",)
     setting = "True" if plan.recipe.allocator == "expandable" else "False"
     return (
-        f"saved {args.out}: its deepspeed section is a complete DeepSpeed configuration",
-        f"set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:{setting} for the run; the estimate assumes it",
+        " ".join(map(_quoted, ["llmcheck", "train", "--plan", args.out, "--data"])) + " FILE... --output run",
+        f"saved {args.out}: for another trainer its deepspeed section is a complete DeepSpeed configuration",
+        f"such a run needs PYTORCH_CUDA_ALLOC_CONF=expandable_segments:{setting}, which the estimate assumes",
     )
 
 
-def _given(args: argparse.Namespace) -> list[str]:
-    """The options as the user gave them, without the output's."""
+def _given(args: argparse.Namespace, instead: Sequence[str] = ()) -> list[str]:
+    """The options as the user gave them, without the output's and those that `instead` gives anew."""
     words: list[str] = []
     for name, value in vars(args).items():
-        if value is None or value is False or name in ("out", "timeline", "force", "format", "fail_on"):
+        if value is None or value is False or name in ("out", "timeline", "force", "format", "verbose", "fail_on"):
             continue
         flag = "--" + name.replace("_", "-")
+        if flag in instead:
+            continue
         words += [flag] if value is True else [flag, f"{value:.12g}" if isinstance(value, float) else str(value)]
     return words
 

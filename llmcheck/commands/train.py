@@ -1,51 +1,64 @@
-"""``llmcheck train``: run a plan with the bundled trainer. Checks what can be checked without torch, then becomes the launcher."""
+"""``llmcheck train``: run a plan with the bundled trainer: checks, prepares the data, runs the launcher. Loads no torch."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+import sys
+from dataclasses import replace
+from typing import Any, NoReturn
 
+from llmcheck import lock
+from llmcheck.commands import data as preparing
+from llmcheck.commands import launcher, preflight, train_data
 from llmcheck.commands import plan as planning
 from llmcheck.commands.values import choice, number, whole
 from llmcheck.errors import CouldNotCheckError, UserError
-from llmcheck.planfile import PlanFile
+from llmcheck.planfile import Allowed, PlanFile
+from llmcheck.planner.plan import Plan, SolveResult
 from llmcheck.types import TrainSettings
 
-MODULE = "llmcheck_trainer.train"
-PORT = 29500  # torchrun's own default
-NEEDED = ("torch", "transformers", "deepspeed")
-ALLOWABLE = ("plan-edited", "pad-is-eos", "other-run", "does-not-fit")  # the trainer's identity.ALLOWABLE
+NEEDED = ("torch", "transformers", "deepspeed", "llmcheck_trainer")
 _STEPS = 10**9
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
-    add_run(parser)
+    add_run(parser, raw=True)
+    group = parser.add_argument_group("how files of rows are prepared, once, before any rank starts")
+    group.add_argument("--tokenizer", metavar="DIR", help="a folder with a tokenizer, or a Hub name (default: the one beside the weights)")
+    preparing.configure_rows(group)
     group = parser.add_argument_group("how it is started")
-    group.add_argument("--dry-run", action="store_true", help="print the command and its environment, start nothing")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the command and its environment, and what would be prepared, by the first rows; start and prepare nothing",
+    )
     group.add_argument("--force", action="store_true", help="let the plan made from --model replace a plan.json that was edited")
     planning.configure_request(parser)
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what is run: the plan, and all of TrainSettings."""
+def add_run(parser: argparse.ArgumentParser, *, raw: bool) -> None:
+    """Add the options that say what is run: the plan, and all of TrainSettings. `raw`: files of rows are taken, and doctor is asked."""
     group = parser.add_argument_group("what is run")
     _value(group, "--plan", "FILE", str, "plan file to run; without it, --model and the other options of `llmcheck plan` make one first")
-    # nargs: prepared folders come one at a time; more than one name are raw files, which get an error that says what to do.
-    group.add_argument("--data", metavar="FOLDER", nargs="+", help="data that `llmcheck data prepare` wrote")
+    kinds = "files of rows (JSON lines, JSON, Parquet, Arrow, text), or " if raw else ""
+    _files(group, "--data", raw, kinds + "the folder that `llmcheck data prepare` wrote")
     _value(group, "--output", "FOLDER", str, "checkpoints, log, run.json and the trained model; every node must see it")
-    _value(group, "--eval-data", "FOLDER", str, "held-out data, prepared like --data")
+    _files(group, "--eval-data", raw, "held-out data, like --data")
     _value(group, "--weights", "FOLDER|NAME", str, "weights to start from (default: the plan's folder or Hub name)")
     _value(group, "--launcher", "deepspeed|torchrun", choice("--launcher", ("deepspeed", "torchrun")), "what starts the ranks")
     _value(group, "--hostfile", "FILE", str, "DeepSpeed hostfile of a plan with several nodes; checked first")
     _value(group, "--rendezvous", "HOST:PORT", str, "with torchrun on several nodes: where they meet (default: the hostfile's first)")
-    _value(
-        group,
+    codes = ", ".join(preflight.TRAINER_CODES)
+    group.add_argument(
         "--allow",
-        "CODES",
-        str,
-        "go on in spite of these, with commas: " + ", ".join(ALLOWABLE),
+        metavar="CODE=REASON" if raw else "CODES",
+        action="append",
+        default=[],
+        help=f"go on in spite of a finding of doctor's, for a reason that the plan keeps; repeatable; with or without a reason: {codes}"
+        if raw
+        else f"go on in spite of these, with commas: {codes}",
     )
     group = parser.add_argument_group("how long, how fast")
     _value(group, "--epochs", "N", number("--epochs", 0.001, 1e4, unit="epochs"), "passes over the data (default: 1)")
@@ -80,46 +93,123 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Become the launcher; only --dry-run returns. Raises UserError for what would fail on the nodes."""
-    settings = settings_of(args)
+    """Run the launcher; returns from --dry-run, and where the data cannot be prepared. Raises UserError for what would fail later."""
+    _require(args)
+    allowed = preflight.allowances(args.allow)
+    sets = [train_data.given("--data", args.data, args.output)]
+    if args.eval_data:
+        sets.append(train_data.given("--eval-data", args.eval_data, args.output))
+    train_data.check_options(args, sets)
+    settings = settings_of(args, sets, allowed)
+    if not args.dry_run:
+        _make_output(settings.output)
     path, plan_file = plan_of(args)
-    check(plan_file, path, settings)
-    argv, env = command(plan_file, path, settings, args)
-    if args.dry_run:
-        _show(argv, env, plan_file)
-        return 0
-    _check_packages(argv[0])
-    os.environ.update(env)
+    check(plan_file, path, allowed)
+    argv, env = launcher.command(plan_file, path, settings, args)
+    held = None
+    if not args.dry_run:
+        _check_packages(argv[0])
+        # Kept by the process that this one becomes. With torchrun on several nodes each has one like it.
+        if argv[0] == "deepspeed" or plan_file.plan.cluster.num_nodes == 1:
+            held = lock.hold(os.path.join(settings.output, lock.RUN), inherited=True)
     try:
-        os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted; signals and the exit code are the launcher's own
+        _examine(args, path, plan_file, sets, allowed)
+        code = _make_ready(args, plan_file, sets, allowed)
+        if code:
+            return code
+        path = _keep(path, settings.output, allowed, force=args.force, dry=args.dry_run)
+        argv, env = launcher.command(plan_file, path, settings, args)
+        if args.dry_run:
+            _show(argv, env, plan_file)
+            return 0
+        _become(argv, env)
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _become(argv: list[str], env: dict[str, str]) -> NoReturn:
+    """Replace this process by the one that runs the launcher: no shell is wanted, and the exit code is the launcher's own."""
+    os.environ.update(env)
+    own = _own_folder(argv[0])
+    if own is not None:  # as where the environment was activated: the launcher, and what it calls by name, are of these packages
+        os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
+    sys.stdout.flush()
+    try:
+        os.execv(sys.executable, [sys.executable, "-m", launcher.SUPERVISOR, *argv])  # noqa: S606
     except OSError as reason:
-        raise _no_launcher(argv[0]) from reason
+        raise _no_launcher(sys.executable) from reason
 
 
-def settings_of(args: argparse.Namespace) -> TrainSettings:
-    """The settings in the options. Raises UserError where --data or --output is missing, or data is not prepared."""
-    for flag in ("data", "output"):
-        if not getattr(args, flag):
-            raise UserError(f"--{flag} is missing", code="usage", where="llmcheck train", hint="`llmcheck train --help` lists the options")
-    if len(args.data) > 1 or os.path.isfile(args.data[0]):
+def _make_output(output: str) -> None:
+    try:
+        os.makedirs(output, exist_ok=True)
+        why = "" if os.access(output, os.W_OK | os.X_OK) else "Permission denied"
+    except FileExistsError:
+        why = "it is a file"
+    except OSError as reason:
+        why = reason.strerror or str(reason)
+    if why:
         raise UserError(
-            "the data is not prepared yet",
-            code="data",
-            where="--data",
-            why="text is turned into tokens once, before any GPU is held: ranks that wait for it run into the time limit of NCCL",
-            hint="`llmcheck data prepare`, then name the folder that it wrote",
+            f"cannot write to {output}", code="output", where=f"--output {output}", why=why, hint="name a folder that can be written to"
         )
-    values: dict[str, Any] = {"data": os.path.abspath(args.data[0]), "output": os.path.abspath(args.output)}
+
+
+def _examine(args: argparse.Namespace, path: str, plan_file: PlanFile, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> None:
+    """The doctor's part. A dry run is made anywhere: it does not judge this machine."""
+    weights = train_data.weights_folder(args, plan_file.plan)
+    tokenizer = train_data.tokenizer_of(args, plan_file.plan) if args.tokenizer or any(each.files for each in sets) else weights
+    preflight.examine(
+        preflight.Run(
+            plan=path,
+            weights=weights if weights is not None and os.path.isfile(os.path.join(weights, "config.json")) else None,
+            tokenizer=tokenizer if tokenizer is not None and train_data.has_tokenizer(tokenizer) else None,
+            files=[file for each in sets for file in each.files],
+            hostfile=args.hostfile if plan_file.plan.cluster.num_nodes > 1 else None,
+            machine=not args.dry_run,
+            bad_rows_allowed=args.max_bad is not None,
+        ),
+        (*plan_file.allowed, *allowed),
+    )
+
+
+def _make_ready(args: argparse.Namespace, plan_file: PlanFile, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> int:
+    codes = {*plan_file.allowed_codes(), *(each.code for each in allowed)}
+    request = train_data.request(args, plan_file.plan, sets, codes, dry=args.dry_run)
+    if args.dry_run and not any(each.files for each in sets) and _missing(("llmcheck_trainer", "tokenizers", "numpy")):
+        from llmcheck.console import complain
+
+        complain(["note: the data was not compared with the plan: that needs numpy and tokenizers"])
+        return 0
+    return train_data.make_ready(request, args.output)
+
+
+def _keep(path: str, output: str, allowed: tuple[Allowed, ...], *, force: bool, dry: bool) -> str:
+    """The plan to run: a copy in the output folder where there are reasons to keep in it."""
+    from llmcheck import planfile
+
+    reasoned = [each for each in allowed if each.reason]
+    if not reasoned:
+        return path
+    target = os.path.join(output, "plan.json")
+    if dry and not os.path.isdir(output):
+        return path
+    planfile.keep_allowed(path, target, reasoned, force=force)
+    return target
+
+
+def settings_of(args: argparse.Namespace, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> TrainSettings:
+    """The settings in the options; `sets` say where the data is, or will be. Raises UserError for what contradicts itself."""
+    values: dict[str, Any] = {each.flag[2:].replace("-", "_"): each.folder for each in sets}
+    values["output"] = os.path.abspath(args.output)
+    values["allow"] = ",".join(each.code for each in allowed if each.code in preflight.TRAINER_CODES)
     for name in TrainSettings._fields:
         given = getattr(args, name, None)
-        if name in values or given is None or given is False:
+        if name in values or not given or name == "eval_data":
             continue
-        values[name] = os.path.abspath(given) if name in ("eval_data", "weights") and os.path.exists(given) else given
+        values[name] = os.path.abspath(given) if name == "weights" and os.path.exists(given) else given
     if values.get("resume", "auto") not in ("auto", "never"):
         values["resume"] = os.path.abspath(values["resume"])
-    unknown = [code for code in values.get("allow", "").split(",") if code.strip() and code.strip() not in ALLOWABLE]
-    if unknown:
-        raise UserError(f"--allow does not know {unknown[0]!r}", code="usage", where="--allow", hint="it knows " + ", ".join(ALLOWABLE))
     strange = [name for name, value in values.items() if isinstance(value, str) and not value.isprintable()]
     if strange:
         flag = "--" + strange[0].replace("_", "-")
@@ -131,11 +221,46 @@ def settings_of(args: argparse.Namespace) -> TrainSettings:
     return TrainSettings(**values)
 
 
+def prepared_settings(args: argparse.Namespace) -> TrainSettings:
+    """Likewise for a job that runs later and elsewhere: data must be prepared, and may be a folder that is not here."""
+    _require(args)
+    sets = []
+    for flag, paths in (("--data", args.data), ("--eval-data", args.eval_data)):
+        if not paths:
+            continue
+        if len(paths) > 1 or os.path.isfile(paths[0]):
+            raise UserError(
+                "the data is not prepared yet",
+                code="data",
+                where=flag,
+                why="a job's ranks start together: those that wait for tokens run into the time limit of NCCL",
+                hint="`llmcheck data prepare FILE... --tokenizer DIR --seq-len N --out FOLDER`, then name that folder",
+            )
+        sets.append(train_data.Given(flag=flag, folder=os.path.abspath(paths[0])))
+    allowed = preflight.allowances(args.allow)
+    strange = next((each for each in allowed if each.reason), None)
+    if strange is not None:
+        raise UserError(
+            f"--allow {strange.code}={strange.reason[:60]}: a job file keeps no reasons",
+            code="usage",
+            where="--allow",
+            why="`llmcheck train --allow CODE=REASON` keeps them in the plan, and a job runs the plan",
+            hint=f"--allow {strange.code}" if strange.code in preflight.TRAINER_CODES else "leave it out: a job is not examined here",
+        )
+    return settings_of(args, sets, allowed)
+
+
+def _require(args: argparse.Namespace) -> None:
+    for flag in ("data", "output"):
+        if not getattr(args, flag):
+            raise UserError(f"--{flag} is missing", code="usage", where="llmcheck train", hint="`llmcheck train --help` lists the options")
+
+
 def plan_of(args: argparse.Namespace) -> tuple[str, PlanFile]:
     """The plan file, made first where --model is given instead. Raises UserError for both, neither, or one that cannot be read."""
     from llmcheck import planfile
 
-    asked = sorted(flag for flag in ("model", "gpus", "nodes", "gpu", "seq_len", "method", "zero") if getattr(args, flag, None) is not None)
+    asked = sorted(name for name in planning.request_options() if getattr(args, name, None) is not None)
     if args.plan is not None:
         if asked:
             flag = "--" + asked[0].replace("_", "-")
@@ -152,18 +277,34 @@ def plan_of(args: argparse.Namespace) -> tuple[str, PlanFile]:
         raise UserError(
             "which plan? --plan is missing", code="usage", where="llmcheck train", hint="`llmcheck plan --out plan.json` writes one"
         )
-    request, _ = planning.request_of(args)
+    request, assumed = planning.request_of(args)
     plan, solved = planning.solve_request(request)
-    os.makedirs(args.output, exist_ok=True)
+    plan = replace(plan, findings=(*plan.findings, *assumed))
+    _tell_plan(plan, solved)
+    _make_output(os.path.abspath(args.output))
     path = os.path.join(os.path.abspath(args.output), "plan.json")
     planfile.write(path, planfile.document(plan, solve=solved, out=path), force=args.force)
     return path, planfile.read(path)
 
 
-def check(plan_file: PlanFile, path: str, settings: TrainSettings) -> None:
-    """Raises UserError for an edited plan, or one that does not fit, unless that is allowed."""
-    allowed = {code.strip() for code in settings.allow.split(",")}
-    if plan_file.edited and "plan-edited" not in allowed:
+def _tell_plan(plan: Plan, solved: SolveResult | None) -> None:
+    """The plan, on stderr: stdout is the run's, or a dry run's command."""
+    import sys
+
+    from llmcheck.console import tell, terminal
+    from llmcheck.render import text
+
+    tell(
+        text.render(
+            plan, solve=solved, next_steps=("all of it: `llmcheck plan --verbose` with these options",), terminal=terminal(sys.stderr)
+        )
+    )
+
+
+def check(plan_file: PlanFile, path: str, allowed: tuple[Allowed, ...]) -> None:
+    """Raises UserError for an edited plan, StoppedError for one that does not fit, unless that is allowed."""
+    codes = {*plan_file.allowed_codes(), *(each.code for each in allowed)}
+    if plan_file.edited and not preflight.covers(codes, "plan-edited"):
         raise UserError(
             "the plan was edited since it was made: its estimate no longer applies",
             code="plan-edited",
@@ -171,102 +312,14 @@ def check(plan_file: PlanFile, path: str, settings: TrainSettings) -> None:
             why="the digest over model, cluster, recipe and deepspeed differs",
             hint="plan again with `llmcheck plan`, or say --allow plan-edited",
         )
-    if plan_file.plan.verdict == "does-not-fit" and "does-not-fit" not in allowed:
-        raise UserError(
+    if plan_file.plan.verdict == "does-not-fit" and not preflight.covers(codes, "does-not-fit"):
+        raise preflight.StoppedError(
             "the plan says that this run does not fit",
             code="does-not-fit",
             where=path,
             why="; ".join(plan_file.plan.reasons)[:300],
             hint="plan again with one of its levers, or say --allow does-not-fit",
         )
-
-
-def command(plan_file: PlanFile, path: str, settings: TrainSettings, args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """The launcher's argument list and the environment to start it in."""
-    cluster = plan_file.plan.cluster
-    hosts = _hosts(args.hostfile, cluster.num_nodes, cluster.gpus_per_node)
-    words = ["--plan", path, *words_of(settings)]
-    env = dict(plan_file.launch.env)
-    if (args.launcher or "deepspeed") == "torchrun":
-        return [*torchrun(cluster.num_nodes, cluster.gpus_per_node, args.rendezvous, hosts), "-m", MODULE, *words], env
-    place = ["--num_gpus", str(cluster.gpus_per_node)]
-    if cluster.num_nodes > 1 and args.hostfile is None:
-        raise _needs_hostfile(cluster.num_nodes)
-    if cluster.num_nodes > 1:
-        place = ["--hostfile", os.path.abspath(args.hostfile), "--num_nodes", str(cluster.num_nodes), *place]
-    # Options of the launcher come before the module; without --no_local_rank it adds one to the module's own.
-    return ["deepspeed", *place, "--no_local_rank", "--module", MODULE, *words], env
-
-
-def torchrun(num_nodes: int, gpus_per_node: int, rendezvous: str | None, hosts: list[str]) -> list[str]:
-    """The head of torchrun's argument list; the same on every node. Raises UserError where the nodes have no place to meet."""
-    if num_nodes == 1:
-        return ["torchrun", "--standalone", "--nproc-per-node", str(gpus_per_node)]
-    place = rendezvous or (f"{hosts[0]}:{PORT}" if hosts else None)
-    if place is None:
-        raise UserError(
-            "where do the nodes meet?",
-            code="usage",
-            where="--launcher torchrun",
-            why=f"the plan has {num_nodes} nodes, and torchrun is started on each",
-            hint=f"say --rendezvous HOST:{PORT} with the first node's name, the same on all",
-        )
-    head = ["torchrun", "--nnodes", str(num_nodes), "--nproc-per-node", str(gpus_per_node)]
-    return [*head, "--rdzv-backend", "c10d", "--rdzv-endpoint", place]
-
-
-def words_of(settings: TrainSettings) -> list[str]:
-    """The settings as the trainer's options; what is at its default is left out."""
-    words: list[str] = []
-    for name, value in settings._asdict().items():
-        if value == settings._field_defaults.get(name):
-            continue
-        flag = "--" + name.replace("_", "-")
-        words += [flag] if value is True else [flag, f"{value:.12g}" if isinstance(value, float) else str(value)]
-    return words
-
-
-def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
-    """The hosts of the hostfile. Raises UserError for what the launcher would only warn of, or stop at after minutes."""
-    if path is None:
-        return []
-    from llmcheck.jsonfile import read_bytes
-    from llmcheck.probe.hostfile import MAX_BYTES, parse
-
-    where = f"--hostfile {path}"
-    if not os.path.isfile(path):
-        raise UserError(
-            f"there is no hostfile {path}",
-            code="hostfile",
-            where=where,
-            why="DeepSpeed only warns of that, and then trains on this node alone",
-            hint="one line a node: `worker-0 slots=8`",
-        )
-    found = parse(read_bytes(path, what="hostfile", where=where, max_bytes=MAX_BYTES).decode("utf-8", "replace"))
-    if found.bad:
-        raise UserError(f"line {found.bad[0][0]} of {path} is not `host slots=N`", code="hostfile", where=where, why=found.bad[0][1])
-    if found.duplicates:
-        raise UserError(f"{path} names {found.duplicates[0]} twice", code="hostfile", where=where, why="DeepSpeed stops at that")
-    if len(found.slots) < num_nodes:
-        raise UserError(
-            f"{path} has {len(found.slots)} hosts, the plan has {num_nodes} nodes", code="hostfile", where=where, hint="plan with --nodes"
-        )
-    hosts = list(found.slots)[:num_nodes]
-    small = [host for host in hosts if found.slots[host] < gpus_per_node]
-    if small:
-        raise UserError(
-            f"{small[0]} has {found.slots[small[0]]} slots, the plan wants {gpus_per_node} GPUs on each node", code="hostfile", where=where
-        )
-    return hosts
-
-
-def _needs_hostfile(num_nodes: int) -> UserError:
-    return UserError(
-        f"the plan has {num_nodes} nodes, and there is no --hostfile",
-        code="hostfile",
-        where="--hostfile",
-        hint="one line a node: `worker-0 slots=8`; or --launcher torchrun on each node",
-    )
 
 
 def _show(argv: list[str], env: dict[str, str], plan_file: PlanFile) -> None:
@@ -279,11 +332,10 @@ def _show(argv: list[str], env: dict[str, str], plan_file: PlanFile) -> None:
         complain(["every node must have the plan, the data, the weights and the output folder under these paths"])
 
 
-def _check_packages(launcher: str) -> None:
+def _check_packages(program: str) -> None:
     import shutil
-    from importlib.util import find_spec
 
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = _missing(NEEDED)
     if missing:
         raise CouldNotCheckError(
             "training needs packages that are not installed",
@@ -292,18 +344,34 @@ def _check_packages(launcher: str) -> None:
             why="no " + ", ".join(missing),
             hint='pip install "llmcheck[train]"',
         )
-    if shutil.which(launcher) is None:
-        raise _no_launcher(launcher)
+    if _own_folder(program) is None and shutil.which(program) is None:
+        raise _no_launcher(program)
 
 
-def _no_launcher(launcher: str) -> UserError:
+def _missing(names: tuple[str, ...]) -> list[str]:
+    from importlib.util import find_spec
+
+    return [name for name in names if find_spec(name) is None]
+
+
+def _own_folder(program: str) -> str | None:
+    """The folder of this interpreter's programs where `program` is one of them."""
+    folder = os.path.dirname(os.path.abspath(sys.executable))
+    return folder if os.access(os.path.join(folder, program), os.X_OK) else None
+
+
+def _no_launcher(program: str) -> UserError:
     return UserError(
-        f"there is no command {launcher}",
+        f"there is no command {program}",
         code="missing-package",
         where="--launcher",
         why="it is not in PATH",
         hint="activate the environment that DeepSpeed is installed in",
     )
+
+
+def _files(group: Any, flag: str, raw: bool, text: str) -> None:
+    group.add_argument(flag, metavar="FILE|FOLDER" if raw else "FOLDER", nargs="+", action="extend", help=text)
 
 
 def _value(group: Any, flag: str, metavar: str, kind: Any, text: str) -> None:

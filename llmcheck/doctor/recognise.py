@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from llmcheck import jsonfile
 from llmcheck.doctor.subjects import Request
-from llmcheck.errors import UserError
+from llmcheck.errors import UserError, did_you_mean
 
+_MAX_NAMES = 5_000  # of a folder, that a missing name is compared with
 _MAX_HEAD_BYTES = 1 << 20  # of a JSON file that is looked into; plan files and DeepSpeed configurations are smaller
 
 _NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -49,6 +50,14 @@ def kinds_of(path: str) -> list[str]:
     """The names of the `Request` fields that `path` belongs to. Raises UserError when it cannot be told."""
     if path == "-":
         return ["log"]
+    if not path:
+        raise UserError(
+            "a path is empty",
+            code="usage",
+            where="llmcheck doctor",
+            why="''; an unset variable of the shell?",
+            hint="name a file or a folder",
+        )
     if os.path.isdir(path):
         kinds = [
             *(["tokenizer"] if any(os.path.isfile(os.path.join(path, name)) for name in _TOKENIZER_FILES) else []),
@@ -56,7 +65,8 @@ def kinds_of(path: str) -> list[str]:
         ]
         return kinds or _unknown(path, "the folder holds neither a tokenizer nor a config.json")
     if not os.path.exists(path):
-        raise UserError(f"no such file or folder: {path}", code="unreadable", where=path, hint="check the path")
+        why, hint = _missing(path)
+        raise UserError(f"no such file or folder: {path}", code="unreadable", where=path, why=why, hint=hint)
     name = os.path.basename(path)
     if name.endswith(".json"):
         return [_json_kind(path)]
@@ -86,6 +96,14 @@ def _json_kind(path: str) -> str:
             return "ds_config"
         if "output_dir" in document or "per_device_train_batch_size" in document:
             return "train_args"
+        if "model_type" in document or "tokenizer_class" in document:
+            raise UserError(
+                f"{path} is one file of a model or a tokenizer",
+                code="unrecognised",
+                where=path,
+                why="they are examined whole: configuration, weights, vocabulary",
+                hint=f"give the folder: {os.path.dirname(path) or '.'}",
+            )
     return _unknown(path, "it is neither a plan, a DeepSpeed configuration, training arguments nor data")[0]
 
 
@@ -106,3 +124,18 @@ def _looks_like_rows(head: bytes) -> bool:
 def _unknown(path: str, why: str) -> list[str]:
     hint = "say what it is: --log, --ds-config, --data, --tokenizer, --requirements …"
     raise UserError(f"cannot tell what {path} is", code="unrecognised", where=path, why=why, hint=hint)
+
+
+def _missing(path: str) -> tuple[str, str]:
+    """Why `path` does not exist (the first part of it that is missing, or where a link leads), and what to do next."""
+    if os.path.islink(path):
+        return f"it is a link to {os.readlink(path)}, which leads nowhere", "name what is meant, or mend the link"
+    parent, name = os.path.split(os.path.abspath(path))
+    while not os.path.isdir(parent) and parent != os.path.dirname(parent):
+        parent, name = os.path.split(parent)
+    try:
+        near = did_you_mean(name, sorted(os.listdir(parent))[:_MAX_NAMES])
+    except (OSError, ValueError):
+        near = ""
+    hint = near or ("check the spelling" if os.path.isabs(path) else f"paths count from the folder that llmcheck runs in, {os.getcwd()}")
+    return f"{parent} holds nothing called {name}", hint

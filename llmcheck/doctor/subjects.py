@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from llmcheck.rules.facts import Facts
 
+_NO_SUBJECTS = ("logs", "reach", "data_max_bytes", "plan_config")  # of Request: how it is read, or read by others
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -21,7 +23,9 @@ class Request:
     ds_config: str | None = None
     train_args: str | None = None
     data: tuple[str, ...] = ()
+    data_max_bytes: int | None = None  # of each file; None: as much as the probe reads by itself
     plan: str | None = None
+    plan_config: bool = False  # the plan's DeepSpeed section too, as if it were a configuration of its own
     hostfile: str | None = None
     reach: bool = False  # try the hosts of the hostfile
     logs: tuple[str, ...] = ()
@@ -45,7 +49,7 @@ class Gathered:
 def gather(requests: Sequence[Request]) -> Gathered:
     """All facts for `requests`. Raises UserError for what the user gave and cannot be read."""
     result = Gathered()
-    if not any(vars(request)[name] for request in requests for name in vars(request) if name not in ("logs", "reach")):
+    if not any(vars(request)[name] for request in requests for name in vars(request) if name not in _NO_SUBJECTS):
         return result
     for read in (_environment, _tokenizer, _model, _configuration, _plan, _hostfile, _data):
         for request in requests:
@@ -127,8 +131,12 @@ def _plan(request: Request, result: Gathered) -> None:
         return
     from llmcheck.doctor import plan_facts
 
-    found, _ = plan_facts.facts(request.plan)
+    found, read = plan_facts.facts(request.plan)
     _add(result, found, f"plan {request.plan}")
+    if request.plan_config:
+        from llmcheck.probe import ds_config
+
+        _add(result, ds_config.of(request.plan, read.plan.recipe.deepspeed, {}), f"DeepSpeed configuration of {request.plan}")
 
 
 def _hostfile(request: Request, result: Gathered) -> None:
@@ -145,7 +153,8 @@ def _data(request: Request, result: Gathered) -> None:
     for path in request.data:
         from llmcheck.probe import dataset
 
-        _add(result, dataset.facts(path, result.facts), f"data {path}")
+        limit = dataset.DEFAULT_MAX_BYTES if request.data_max_bytes is None else request.data_max_bytes
+        _add(result, dataset.facts(path, result.facts, max_bytes=limit), f"data {path}")
 
 
 def _add(result: Gathered, found: Facts, title: str) -> None:

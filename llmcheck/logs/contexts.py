@@ -12,6 +12,7 @@ from llmcheck.units import MIB
 
 MAX_HISTORY_BYTES = 16 * MIB  # of chunks kept to look back into; 1,000 lines of usual length are a tenth of one
 
+_MANY_ASKED = 16  # times in one page: from here on it pays to know where the literal stands next
 _FEW_BYTES = 100  # of a line: searching so many costs less than stepping over the line
 
 # Is the context's pattern in this text, a line that has its literal?
@@ -49,6 +50,8 @@ class Above:
     last: int | None = None  # its number
     _page: Page | None = None  # searched up to `_upto`
     _upto: int = 0
+    _num_asked: int = 0  # times, in this page
+    _next: int = -1  # where the literal stands next in this page, from `_upto` on; -1: not looked for
 
     def holds(self, line: Line, page: Page, history: History) -> bool:
         """True when the context stands where the rule wants it, seen from `line`. To be asked for lines in their order only."""
@@ -63,14 +66,29 @@ class Above:
                     break
             self.last = found if found is not None else self.last
             self._page, self._upto = page, 0
-        start = self._upto
-        if line.start - start > self.context.within * _FEW_BYTES:
-            start = max(start, _back(page, line.start, self.context.within))
-        found = _last(self.context.literal.encode("utf-8"), page, start, line.start, self.confirm)
-        self.last = found if found is not None else self.last
+            self._num_asked, self._next = 0, -1
+        self._num_asked += 1
+        if self._next < line.start:
+            self._look(line, page)
         self._upto = line.start
         near = self.last is not None and line.number - self.last <= self.context.within
         return near != self.context.absent
+
+    def is_over(self, page: Page) -> bool:
+        """True when a context that did not hold cannot hold for a later line of `page`."""
+        return not self.context.absent and self._page is page and self._next >= len(page.data)
+
+    def _look(self, line: Line, page: Page) -> None:
+        """Search what lies between the line asked for last and `line`, and further on where many lines ask."""
+        literal = self.context.literal.encode("utf-8")
+        start = self._upto
+        if line.start - start > self.context.within * _FEW_BYTES:
+            start = max(start, _back(page, line.start, self.context.within))
+        found = _last(literal, page, start, line.start, self.confirm)
+        self.last = found if found is not None else self.last
+        if self._num_asked >= _MANY_ASKED:
+            at = page.data.find(literal, line.start)
+            self._next = at if at >= 0 else len(page.data)
 
 
 @dataclass(kw_only=True, eq=False)

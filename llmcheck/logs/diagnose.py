@@ -45,7 +45,7 @@ class Diagnosis:
 def diagnose(results: Sequence[ScanResult]) -> Diagnosis:
     """The diagnosis of one run from its logs: one file, or one for each rank."""
     order = {result.source: place for place, result in reversed(list(enumerate(results)))}
-    groups = sorted(_merge(results), key=lambda group: _rank_of(group, order))
+    groups = sorted(without_echoes(_merge(results)), key=lambda group: _rank_of(group, order))
     roots = [group for group in groups if _log(group).role == "root"]
     effects: dict[int, list[Group]] = {id(root): [] for root in roots}
     heads = list(roots)
@@ -81,6 +81,20 @@ def diagnose(results: Sequence[ScanResult]) -> Diagnosis:
         num_lines=sum(result.num_lines for result in results),
         num_bytes=sum(result.num_bytes for result in results),
     )
+
+
+def without_echoes(groups: Sequence[Group]) -> list[Group]:
+    """`groups` without the causes of low confidence that say of a line in general what a surer signature says of it exactly."""
+    exact = {place for group in groups if group.rule.confidence != "low" and _log(group).role != "context" for place in _places(group)}
+    return [group for group in groups if not _is_general(group) or not exact.issuperset(_places(group))]
+
+
+def _is_general(group: Group) -> bool:
+    return group.rule.confidence == "low" and _log(group).role == "root"
+
+
+def _places(group: Group) -> set[tuple[str, int]]:
+    return {(match.source, match.offset) for match in (group.first, group.last)}
 
 
 def spans(numbers: Iterable[int | None]) -> str:

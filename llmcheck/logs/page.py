@@ -26,6 +26,7 @@ class Page:
         self.data = strip_controls(chunk.data)
         self.first_line = first_line
         self._raw = chunk.data
+        self._has_bars = b"\r" in self.data  # carriage returns, as progress bars write them
         self._offset = chunk.offset
         self._ends: list[int] | None = None  # of the lines of `_raw`
         self._at = 0  # a beginning of a line that has been passed, its number, and how many lines are before it
@@ -38,6 +39,11 @@ class Page:
         """The line that holds `position`, which is not before the line asked for last."""
         data = self.data
         start = data.rfind(b"\n", self._at, position) + 1 or self._at
+        if not self._has_bars and self._raw is data:  # the usual case, for less
+            self._number += data.count(b"\n", self._at, start)
+            self._at = start
+            end = data.find(b"\n", start)
+            return Line(start, end if end >= 0 else len(data), self._number, self._offset + start)
         start = max(start, data.rfind(b"\r", start, position) + 1)
         self._number += data.count(b"\n", self._at, start)
         if self._raw is not data:
@@ -96,7 +102,7 @@ class Page:
         newline = self.data.find(b"\n", start)
         if newline < 0:
             newline = len(self.data)
-        bar = self.data.find(b"\r", start, newline)
+        bar = self.data.find(b"\r", start, newline) if self._has_bars else -1
         return newline if bar < 0 else bar
 
     def _offset_of(self, start: int, index: int) -> int:

@@ -4,8 +4,9 @@ The core's engine rests on how logs of runs look: the same lines over and over, 
 punctuation is a *shape*; a shape once found to hold no literal is not looked at again. Two calls of the interpreter (translate, split)
 make the shapes of a chunk, and two operations on sets leave those that are new.
 
-New shapes are read in blocks of eight bytes, as integers. Whatever holds a literal of 15 bytes holds one whole block of it, at one of eight
-alignments: a look-up of all blocks in a table of these leaves few literals to search for. Shorter ones use blocks of four.
+New shapes are read in blocks of eight bytes, as integers, one at every second byte. Whatever holds a literal of nine bytes holds its first
+eight as a block, or the eight after its first byte: a look-up of all blocks in a table of these leaves few literals to search for. Blocks
+of four would do for shorter ones, but in a MiB of words almost any four letters stand side by side: these are searched for as they are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Literal, Protocol, get_args
 
+from llmcheck import cachefile
+
 Engine = Literal["hyperscan", "ahocorasick", "python"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)  # fastest first
 
@@ -26,6 +29,8 @@ Hits = list[tuple[int, int]]
 _LINE_ENDS = bytes.maketrans(b"\r", b"\n")
 _NOISE = b"0123456789 .,+-%:"  # what differs between lines of one shape
 _MIN_SHAPE_BYTES = 4  # a literal that has less without the noise is searched as it is
+_BLOCK_BYTES = 8  # of shapes that are looked up: one integer
+_STRIDE_BYTES = 2  # from one block to the next
 _MAX_KEPT_BYTES = 1024  # of a shape that is remembered: longer ones seldom come back
 _MAX_MEMORY_BYTES = 8 << 20  # of remembered shapes, before all are forgotten
 _OVERHEAD_BYTES = 100  # of a bytes object in a set (CPython: 33 for the object, and up to 64 for its slot)
@@ -65,26 +70,21 @@ class PythonPrefilter:
         self._cold: set[bytes] = set()  # shapes without a literal
         self._hot: dict[bytes, tuple[int, ...]] = {}  # shapes with what may be in their lines
         self._memory_bytes = 0
-        self._shapes: list[tuple[bytes, int]] = []
+        self._shapes: dict[bytes, tuple[int, ...]] = {}  # shape -> literals that have it
         self._plain: list[tuple[bytes, int]] = []  # literals made of digits and punctuation
         for index, literal in enumerate(literals):
             shape = literal.translate(_LINE_ENDS, _NOISE)
             if len(shape) >= _MIN_SHAPE_BYTES:
-                self._shapes.append((shape, index))
+                self._shapes[shape] = (*self._shapes.get(shape, ()), index)
             else:
                 self._plain.append((literal, index))
-        self._tables: list[tuple[Literal["Q", "I"], dict[int, list[int]]]] = []  # format of a block, block -> places in `_shapes`
-        self._always = list(range(len(self._shapes)))  # those too short for any block
-        kinds: tuple[tuple[Literal["Q", "I"], int], ...] = (("Q", 8), ("I", 4))
-        for kind, size in kinds:
-            table: dict[int, list[int]] = {}
-            for place in self._always:
-                shape = self._shapes[place][0]
-                if len(shape) >= 2 * size - 1:
-                    for at in range(size):
-                        table.setdefault(int.from_bytes(shape[at : at + size], sys.byteorder), []).append(place)
-            self._always = [place for place in self._always if len(self._shapes[place][0]) < 2 * size - 1]
-            self._tables.append((kind, table))
+        table: dict[int, list[bytes]] = {}  # block -> shapes
+        for shape in self._shapes:
+            for at in range(_STRIDE_BYTES) if len(shape) >= _BLOCK_BYTES + _STRIDE_BYTES - 1 else ():
+                table.setdefault(int.from_bytes(shape[at : at + _BLOCK_BYTES], sys.byteorder), []).append(shape)
+        self._table = table
+        self._blocks = frozenset(table)
+        self._always = [shape for shape in self._shapes if len(shape) < _BLOCK_BYTES + _STRIDE_BYTES - 1]
 
     def hits(self, data: bytes) -> Hits:
         """The first occurrence of each literal in each line."""
@@ -129,15 +129,14 @@ class PythonPrefilter:
         text = b"\n".join(lines)
         starts: list[int] = []
         hot: dict[bytes, tuple[int, ...]] = {}
-        for place in self._possible(text):
-            shape, index = self._shapes[place]
+        for shape in self._possible(text):
             at = text.find(shape)
             while at >= 0:
                 if not starts:
                     starts = [0, *accumulate(len(line) + 1 for line in lines)]
                 after = bisect_right(starts, at)
                 line = lines[after - 1]
-                hot[line] = (*hot.get(line, ()), index)
+                hot[line] = (*hot.get(line, ()), *self._shapes[shape])
                 at = text.find(shape, starts[after])
         kept = {line for line in new if len(line) <= _MAX_KEPT_BYTES}
         self._memory_bytes += sum(map(len, kept)) + _OVERHEAD_BYTES * len(kept)
@@ -145,13 +144,14 @@ class PythonPrefilter:
         self._hot.update((line, indices) for line, indices in hot.items() if line in kept)
         return hot
 
-    def _possible(self, text: bytes) -> set[int]:
-        """Places of the shapes that may be in `text`."""
+    def _possible(self, text: bytes) -> set[bytes]:
+        """The literals' shapes that may be in `text`."""
         found = set(self._always)
-        blocks = memoryview(text + bytes(-len(text) % 8))
-        for kind, table in self._tables:
-            for block in table.keys() & set(blocks.cast(kind)):
-                found.update(table[block])
+        view = memoryview(text + bytes(_BLOCK_BYTES))
+        for start in range(0, _BLOCK_BYTES, _STRIDE_BYTES):
+            size = (len(view) - start) // _BLOCK_BYTES * _BLOCK_BYTES
+            for block in self._blocks.intersection(view[start : start + size].cast("Q")):
+                found.update(self._table[block])
         return found
 
 
@@ -165,10 +165,21 @@ class _Hyperscan:
 
         self._lengths = [len(literal) for literal in literals]
         self._database = hyperscan.Database()
-        if literals:
-            self._database.compile(
-                expressions=[re.escape(literal) for literal in literals], ids=list(range(len(literals))), flags=[0] * len(literals)
-            )
+        if not literals:
+            return
+        key = cachefile.key_of(*literals)
+        kept = cachefile.load("literals", key)
+        if kept is not None:
+            try:  # it knows the release and the processor that it is for
+                self._database = hyperscan.loadb(kept, hyperscan.HS_MODE_BLOCK)
+                self._database.scratch = hyperscan.Scratch(self._database)
+                return
+            except Exception:  # then it is compiled
+                self._database = hyperscan.Database()
+        self._database.compile(
+            expressions=[re.escape(literal) for literal in literals], ids=list(range(len(literals))), flags=[0] * len(literals)
+        )
+        cachefile.store("literals", key, hyperscan.dumpb(self._database))
 
     def hits(self, data: bytes) -> Hits:
         found: Hits = []

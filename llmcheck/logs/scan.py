@@ -24,6 +24,7 @@ from llmcheck.rules.rule import Context, LogPattern, Rule
 
 MAX_TEXT_CHARS = 500  # of a line that is kept to be shown
 MAX_CAPTURE_CHARS = 200
+_MAX_KEPT_SETS = 10_000  # of literals that stood on one line, with their rules
 CONTEXTS_FIRST = 100  # candidates ruled out by their contexts: from then on contexts are looked at before the pattern, for less
 
 
@@ -58,11 +59,13 @@ class Signatures:
         self.literals = [literal.encode("utf-8") for literal in table]
         self.prefilter = make_prefilter(self.literals, engine)
         self._patterns: dict[str, re.Pattern[str]] = {}
+        self._paused: dict[int, int] = {}
+        self._rules_of: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._screens: dict[int, tuple[re.Pattern[str], ...] | None] = {}
 
     def hits(self, data: bytes) -> Hits:
         """Where literals are in a chunk, less the lines that cannot match where there are many."""
-        return thin_out(self.prefilter.hits(data), data, self.literals, self._screen)
+        return thin_out(self.prefilter.hits(data), data, self.literals, self._screen, self._paused)
 
     def _screen(self, literal: int) -> tuple[re.Pattern[str], ...] | None:
         """Patterns that decide together whether a line with the literal can be left out, or None: no line can."""
@@ -75,6 +78,15 @@ class Signatures:
             except (re.error, RecursionError, OverflowError):
                 pass  # told when the rule has its turn
         return self._screens[literal]
+
+    def rules_of(self, literals: tuple[int, ...]) -> tuple[int, ...]:
+        """The rules that have one of `literals`, each once, in order."""
+        found = self._rules_of.get(literals)
+        if found is None:
+            if len(self._rules_of) >= _MAX_KEPT_SETS:
+                self._rules_of.clear()
+            found = self._rules_of[literals] = tuple(dict.fromkeys(rule for literal in literals for rule in self.uses[literal]))
+        return found
 
     def pattern(self, text: str) -> re.Pattern[str]:
         """`text` compiled, once. Most rules of a pack never come this far."""
@@ -107,9 +119,11 @@ class _State:
     groups: dict[tuple[tuple[str, str], ...], Group] = field(default_factory=dict)
     num_matches: int = 0
     num_out_of_context: int = 0  # candidates that what stands above ruled out
+    over: Page | None = None  # no later line of this page can have what the rule wants above it
     num_after: int = 0  # candidate lines after the first `Limits.num_matches` matches
     num_unmatched: int = 0  # those that were only counted
     last_unmatched: tuple[bytes, Line] | None = None
+    last_uncut: Line | None = None  # the same, in the page that is being read
     seconds: float = 0.0
     gave_up: str = ""
     pending: list[_Candidate] = field(default_factory=list)
@@ -134,6 +148,7 @@ class Scanner:
             )
             for index, rule in enumerate(signatures.rules)
         ]
+        self._live: dict[tuple[int, ...], tuple[int, ...]] = {}  # literals of a line -> rules that can still match in this page
         self._history = History()
         self._windows: list[_Candidate] = []
         self._collectors: list[Collector] = []
@@ -150,12 +165,18 @@ class Scanner:
             self.settle()
             self._number += chunk.gap_lines
         page = Page(chunk, self._number)
+        self._live.clear()
         self._num_bytes += len(chunk.data)
         self._history.add(page)
         self._resume(page)
         headers = self._lines(page, self._signatures.hits(page.data))
         for line in headers[-2:]:  # beyond the limit: the last ones, since the last exception is the one that ended the run
             self._traceback(page, line)
+        for state in self._states:
+            if (last := state.last_uncut) is not None:
+                # Offsets and numbers stay true, but the data must not keep the whole chunk alive.
+                state.last_unmatched = (page.data[last.start : min(last.end, last.start + MAX_RAW_BYTES)], last)
+                state.last_uncut = None
         self._number += page.num_lines()
         self._open_line = bool(chunk.data) and not chunk.data.endswith(b"\n")
         self._expire(self._number)
@@ -221,7 +242,15 @@ class Scanner:
         return left
 
     def _line(self, page: Page, line: Line, found: Iterable[int]) -> None:
-        for rule in dict.fromkeys(rule for literal in found for rule in self._signatures.uses[literal]):
+        literals = tuple(found)
+        rules = self._live.get(literals)
+        if rules is None:
+            rules = self._live[literals] = tuple(
+                rule
+                for rule in self._signatures.rules_of(literals)
+                if self._states[rule].over is not page and not self._states[rule].gave_up
+            )
+        for rule in rules:
             self._consider(page, line, rule)
 
     def _consider(self, page: Page, line: Line, rule: int) -> None:
@@ -233,10 +262,9 @@ class Scanner:
             state.num_after += 1
             if state.num_after % self._limits.sample_every:
                 state.num_unmatched += 1
-                # Offsets and numbers stay true, but the data must not keep the whole chunk alive.
-                state.last_unmatched = (page.data[line.start : min(line.end, line.start + MAX_RAW_BYTES)], line)
+                state.last_uncut = line
                 return
-            state.last_unmatched = None
+            state.last_unmatched = state.last_uncut = None
         contexts_first = state.num_out_of_context >= CONTEXTS_FIRST
         if contexts_first and not self._in_context(state, line, page):
             return
@@ -268,10 +296,14 @@ class Scanner:
             self._windows.append(candidate)
 
     def _in_context(self, state: _State, line: Line, page: Page) -> bool:
-        if all(above.holds(line, page, self._history) for above in state.above):
-            return True
-        state.num_out_of_context += 1
-        return False
+        for above in state.above:
+            if not above.holds(line, page, self._history):
+                state.num_out_of_context += 1
+                if state.num_out_of_context > CONTEXTS_FIRST and above.is_over(page):
+                    state.over = page
+                    self._live.clear()
+                return False
+        return True
 
     def _extend(self, candidate: _Candidate, page: Page, after: Line | None) -> bool:
         """Give a window the lines that it lacks; False when it wants more than the page has."""

@@ -19,12 +19,26 @@ Patterns = Callable[[int], Sequence[re.Pattern[str]] | None]
 DENSE_HITS = 200  # of one literal in one chunk: from here on, a search of the chunk costs less than cleaning the lines
 
 
-def thin_out(hits: Hits, data: bytes, literals: Sequence[bytes], patterns: Patterns) -> Hits:
-    """`hits` less those whose lines cannot match. `patterns` gives the patterns of a literal, or None to keep all that it finds."""
+PAUSE_CHUNKS = 15  # that a literal is let through after a chunk in which most of its lines did match: the next ones are like it
+
+
+def thin_out(hits: Hits, data: bytes, literals: Sequence[bytes], patterns: Patterns, paused: dict[int, int] | None = None) -> Hits:
+    """`hits` less those whose lines cannot match. `patterns` gives the patterns of a literal, or None to keep all that it finds.
+
+    `paused` is kept from chunk to chunk: literals that are not worth a search for now, and for how many chunks.
+    """
     if len(hits) < DENSE_HITS:
         return hits
+    paused = {} if paused is None else paused
     counts = Counter(index for _, index in hits)
-    dense = {index: found for index, count in counts.items() if count >= DENSE_HITS and (found := patterns(index)) is not None}
+    dense = {}
+    for index, count in counts.items():
+        if count < DENSE_HITS:
+            continue
+        if paused.get(index):
+            paused[index] -= 1
+        elif (found := patterns(index)) is not None:
+            dense[index] = found
     if not dense or b'{"log":"' in data:  # messages inside JSON are not as they will be
         return hits
     try:
@@ -38,7 +52,8 @@ def thin_out(hits: Hits, data: bytes, literals: Sequence[bytes], patterns: Patte
         for pattern in searches:
             starts |= _lines(pattern, text, counts[index] // 2)
         if len(starts) * 2 > counts[index]:
-            continue  # most lines do match
+            paused[index] = PAUSE_CHUNKS  # most lines do match
+            continue
         left_out.add(index)
         for start in _bytes_of(sorted(starts), text, ascii_only=len(text) == len(data)):
             at = data.find(literals[index], start)

@@ -315,7 +315,9 @@ def _assumptions(recipe: TrainingRecipe) -> tuple[str, ...]:
 def _not_checked(cluster: ClusterSpec) -> tuple[str, ...]:
     out = ["other programs on the GPU", "evaluation and generation during training"]
     if cluster.num_gpus > 1:
-        out.insert(0, "NCCL's own buffers")
+        out.insert(
+            0, "NCCL's buffers on this machine: its kernels were measured on an H100, buffers of NVLink and networks read in its sources"
+        )
     if cluster.host_memory_bytes is None:
         out.append("host memory of the node (say --host-memory)")
     return tuple(out)

@@ -173,7 +173,7 @@ def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRec
 
 
 def _bigger_gpu(evaluator: Evaluator, chosen: Checked) -> list[Lever]:
-    """The smallest GPU of the catalogue that has the memory, when more memory is all that lacks."""
+    """The smallest GPU of the catalogue on which `chosen` runs, when more memory of the GPU is what lacks."""
     from llmcheck.catalog.gpus import all_gpus
 
     here = evaluator.cluster.gpu
@@ -183,7 +183,10 @@ def _bigger_gpu(evaluator: Evaluator, chosen: Checked) -> list[Lever]:
     if not larger:
         return []
     gpu = min(larger, key=lambda g: (g.memory_bytes, -g.bf16_flops_per_s))
-    other = Evaluator(evaluator.model, replace(evaluator.cluster, gpu=gpu), tools=evaluator.tools)
-    speed = other.time(chosen.recipe).tokens_per_s / chosen.time.tokens_per_s
+    checked = Evaluator(evaluator.model, replace(evaluator.cluster, gpu=gpu), tools=evaluator.tools).check(chosen.recipe)
+    if checked.verdict == "does-not-fit":  # the host's memory lacks too
+        return []
+    delta = checked.worst.required_bytes - chosen.worst.required_bytes
+    speed = checked.time.tokens_per_s / chosen.time.tokens_per_s
     title = f"a GPU of {gib(gpu.memory_bytes)}: {gpu.title}"
-    return [Lever(title=title, flags=("--gpu", gpu.name), delta_bytes=0, speed_ratio=speed, quality="none", verdict="fits")]
+    return [Lever(title=title, flags=("--gpu", gpu.name), delta_bytes=delta, speed_ratio=speed, quality="none", verdict=checked.verdict)]

@@ -54,7 +54,8 @@ def compare(
     """`measured`: what the trainer's rehearsal wrote. `step_s`: the predicted seconds of a step without communication; None: not compared.
 
     Allocated memory is held to `band` in every phase, reserved memory over the whole run, as that of single phases depends on how far the
-    CPU is ahead. DeepSpeed resets the peak while it initialises, so that phase has no band for it. Raises KeyError for a damaged record.
+    CPU is ahead; the process without NCCL, which a rank alone does not load. DeepSpeed resets the peak while it initialises, so that phase
+    has no band for it. Raises KeyError for a damaged record.
     """
     found = {phase["name"]: phase for phase in measured["phases"]}
     pairs = [(phase, found[phase.name]) for phase in estimate.phases if phase.name in found]
@@ -70,9 +71,9 @@ def compare(
         ),
     ]
     if measured["process_bytes"] is not None:
-        beyond = estimate.process_bytes - estimate.peak_reserved_bytes
+        beyond = estimate.process_bytes - estimate.nccl_bytes - estimate.peak_reserved_bytes
         span = estimate.peak_reserved_low_bytes + beyond, estimate.peak_reserved_high_bytes + beyond
-        totals.append(_row("process (driver)", estimate.process_bytes, measured["process_bytes"], band, span))
+        totals.append(_row("process (driver)", estimate.peak_reserved_bytes + beyond, measured["process_bytes"], band, span))
     if step_s is not None and measured["step_s"]:
         low, high = step_s * (1 - time_band), step_s * (1 + time_band)
         totals.append(Row(name="step without communication", unit="s", predicted=step_s, measured=measured["step_s"], low=low, high=high))

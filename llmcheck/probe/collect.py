@@ -97,7 +97,7 @@ def run_command(
     text, errors = (stream.decode("utf-8", "replace")[:_MAX_OUTPUT_CHARS] for stream in (done.stdout, done.stderr))
     if check and done.returncode != 0:
         said = next((line for line in (errors + "\n" + text).splitlines() if line.strip()), "")
-        raise CommandError(f"{name}: exit code {done.returncode}: {said.strip()[:200]}")
+        raise CommandError(f"{name}: exit code {done.returncode}" + (f": {said.strip()[:200]}" if said.strip() else ""))
     return Output(code=done.returncode, text=text, errors=errors)
 
 

@@ -39,13 +39,18 @@ def facts(path: str) -> Facts:
     data = jsonfile.read_bytes(path, what=reading.WHAT, max_bytes=reading.MAX_BYTES)
     config = reading.parse(data, where=path)
     text = data.decode("utf-8-sig")  # parse() has found it to be UTF-8
-    file = _File(path, config, key_lines(text))
+    return of(path, config, key_lines(text), strict=_is_strict(text))
+
+
+def of(path: str, config: Mapping[str, Any], lines: Mapping[Path, int], *, strict: bool = True) -> Facts:
+    """Likewise of a configuration that was read: from `path`, where its keys stand in `lines`. `strict`: it was JSON without extras."""
+    file = _File(path, config, lines)
     result = Facts()
     result.examined("ds_config")
     result.close("ds.", Location(uri=path))
     for keys, value in _walk(config, ()):
         _put(result, file, keys, value)
-    result.put("ds.strict_json", _is_strict(text), Location(uri=path))
+    result.put("ds.strict_json", strict, Location(uri=path))
     _problems(result, file)
     _lists(result, file)
     return result

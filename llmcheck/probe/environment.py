@@ -14,6 +14,8 @@ from llmcheck.rules.facts import ABSENT, Facts, Location
 
 SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inside.py")
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!+_-]{0,99}$")
+_PYTHON_WANTED = "--python wants Python 3.7 or newer, or the folder of a virtual environment"
+_PYTHON_HINT = "give the path that `which python` prints in the environment to be examined, or its folder"
 _FLASH_ATTENTION_TAG = re.compile(r"cu(?P<cuda>\d{2})\d*torch(?P<torch>\d+\.\d+)cxx11abi(?P<abi>true|false)", re.IGNORECASE)
 
 
@@ -31,9 +33,9 @@ def facts(python: str | None = None, deadline_s: float = DEADLINE_S) -> Facts:
         output = run_command([executable, "-I", "-S", "-B", SCRIPT], deadline_s=deadline_s)
         _record(result, json.loads(output.text))
     except CommandError as reason:
-        _give_up(result, f"{executable}: {reason}; it must be Python 3.7 or newer")
+        _give_up(result, f"{executable}: {reason}; {_PYTHON_WANTED}")
     except (ValueError, KeyError, TypeError, AttributeError) as reason:
-        _give_up(result, f"{executable}: its answer cannot be read ({type(reason).__name__})")
+        _give_up(result, f"{executable}: asked for its packages, it answered something else ({type(reason).__name__}); {_PYTHON_WANTED}")
     return result
 
 
@@ -63,12 +65,12 @@ def _interpreter(python: str) -> str:
     raise UserError(
         f"no Python interpreter at {python}", code="python", where=f"--python {python}",
         why="it is not a program" if os.path.exists(python) else "there is no such file",
-        hint="give the path that `which python` prints in the environment to be examined, or its folder",
+        hint=_PYTHON_HINT,
     )  # fmt: skip
 
 
 def _give_up(result: Facts, why: str) -> None:
-    names = ("pkg.*", "build.*", "python.*", "torch.*", "bitsandbytes.*", "deepspeed.*", "flash_attn.*", "environment.*")
+    names = ("pkg.*", "build.*", "python.*", "torch.*", "bitsandbytes.*", "deepspeed.*", "flash_attn.*", "environment.*", "packages.*")
     for name in (*names, "toolchain.python_headers"):
         result.could_not(name, why[:400])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llmcheck.console import escape
 from llmcheck.report.finding import Finding, Report
-from llmcheck.report.gate import Gate, gates
+from llmcheck.report.gate import Gate, gates, hidden_words
 
 MAX_EACH = 10
 _KINDS = {"error": "error", "warning": "warning", "info": "notice"}
@@ -32,6 +32,8 @@ def render(report: Report, gate: Gate) -> str:
         lines.append(
             f"::warning title=llmcheck::{len(unknown)} rules could not be decided: {', '.join(f.code for f in unknown[:MAX_EACH])}"
         )
+    if report.hidden:
+        lines.append(f"::notice title=llmcheck::{hidden_words(report)}")
     return "\n".join(lines) + "\n" if lines else ""
 
 

@@ -13,8 +13,9 @@ PALETTE = (33, 208, 99, 35, 178, 44, 168, 142, 67, 130)
 _PATTERNS = "█▓▒░▞▤▦▥▧▩"  # without colour: neighbours must differ in density
 _ASCII_PATTERNS = "#=+*%o&@:~"
 _LEAST_LAST_COLUMN = 12  # columns of a table's last column that are left when it is cut
+_MAX_FOLDS = 3  # lines of a table's row
 _FIRST_COLUMN_SHARE = 0.55  # of the room of both free-text columns of a table
-CACHED, CONTEXT, FREE = 246, 240, 238  # greys: not the run's own tensors
+CACHED, NCCL, CONTEXT, FREE = 246, 243, 240, 238  # greys: not the run's own tensors
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,16 @@ def wrap(words: Iterable[str], columns: int) -> list[str]:
     return [*lines, line] if line else lines
 
 
-def table(rows: Sequence[Sequence[str]], right: Sequence[bool], columns: int, pen: Pen, *, fold: bool = False) -> list[str]:
-    """`rows` (the first is the heading) as lines of at most `columns`. The first and the last column hold the free text: where there
-    is no room, the last one is cut, or with `fold` both take two lines.
+def table(rows: Sequence[Sequence[str]], right: Sequence[bool], columns: int, pen: Pen) -> list[str]:
+    """`rows` (the first is the heading) as lines of at most `columns`; see :func:`table_rows`."""
+    return [line for lines in table_rows(rows, right, columns, pen) for line in lines]
 
+
+def table_rows(rows: Sequence[Sequence[str]], right: Sequence[bool], columns: int, pen: Pen, *, fold: bool = False) -> list[list[str]]:
+    """The lines of each of `rows` (the first is the heading), of at most `columns`.
+
+    The first and the last column hold the free text: where there is no room, the last one is cut, or with `fold` both take up to three
+    lines.
     `right[i]` aligns column i to the right. Cells are plain text.
     """
     widths = [max(width_of(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -115,21 +122,23 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[bool], columns: int, pe
         least = widths[-1] if fold else min(widths[-1], _LEAST_LAST_COLUMN)
         widths[0] = min(widths[0], max(room - least, round(room * _FIRST_COLUMN_SHARE)))
         widths[-1] = room - widths[0]
-    lines = []
+    drawn = []
     for row in rows:
-        first, last = (_two_lines(row[0], widths[0]), _two_lines(row[-1], widths[-1])) if fold else ([row[0]], [row[-1]])
+        lines = []
+        first, last = (_few_lines(row[0], widths[0]), _few_lines(row[-1], widths[-1])) if fold else ([row[0]], [row[-1]])
         middle = row[1:-1]
         for i in range(max(len(first), len(last))):
             texts = [first[i] if i < len(first) else "", *(middle if i == 0 else [""] * len(middle)), last[i] if i < len(last) else ""]
             padded = [pad(cut(text, w, pen), w, right=r) for text, w, r in zip(texts, widths, right, strict=True)]
             lines.append("  ".join(padded).rstrip())
-    return lines
+        drawn.append(lines)
+    return drawn
 
 
-def _two_lines(text: str, columns: int) -> list[str]:
-    """`text` in one or two lines; what the second cannot hold is for the caller to cut."""
+def _few_lines(text: str, columns: int) -> list[str]:
+    """`text` in at most three lines; what the last cannot hold is for the caller to cut."""
     lines = wrap(text.split(), columns)
-    return lines if len(lines) <= 2 else [lines[0], " ".join(lines[1:])]
+    return [*lines[: _MAX_FOLDS - 1], " ".join(lines[_MAX_FOLDS - 1 :])] if len(lines) > _MAX_FOLDS else lines
 
 
 def cells(sizes: Sequence[float], width: int) -> list[int]:

@@ -10,7 +10,7 @@ from llmcheck.units import GIB, human_count, human_seconds
 _VERDICTS = {"fits": "FITS", "tight": "TIGHT", "does-not-fit": "DOES NOT FIT"}
 _EVIDENCE = {
     "simulated-measured-kernels": "simulated; this GPU's kernels were measured",
-    "simulated-unmeasured-kernels": "simulated; the kernels of this GPU were not measured, so the band is wider",
+    "simulated-unmeasured-kernels": "simulated; this GPU's kernels were not measured, so the band is wider",
     "conservative-stand-in": "conservative stand-in: this model's layer is not modelled, so this is an upper estimate",
 }
 _EMBEDDINGS: dict[TrainEmbeddings | None, str] = {
@@ -25,6 +25,13 @@ _SOLVED = {
     "lora-rank": "Largest LoRA rank that fits: {}",
     "model": "Largest model of the family that fits: {}",
 }
+_UNSOLVED = {
+    "seq-len": "No sequence length fits",
+    "micro-batch": "No micro-batch fits",
+    "gpus": "No number of GPUs fits",
+    "lora-rank": "No LoRA rank fits",
+    "model": "No model of the family fits",
+}
 
 
 def verdict_words(plan: Plan) -> tuple[str, str]:
@@ -37,13 +44,16 @@ def verdict_words(plan: Plan) -> tuple[str, str]:
             return _VERDICTS[plan.verdict], f"needs {need:.2f} GiB per GPU, {gpu} has {have:.2f}: {-spare:.2f} GiB too little"
         return _VERDICTS[plan.verdict], f"although {need:.2f} of {gpu}'s {have:.2f} GiB would do on the GPU"
     sentence = f"needs {need:.2f} of {gpu}'s {have:.2f} GiB: {spare:.2f} GiB ({100 * spare / have:.0f} %) to spare"
-    return _VERDICTS[plan.verdict], sentence + (", which is within the error band" if plan.verdict == "tight" else "")
+    if plan.verdict == "tight":
+        in_band = spare < plan.memory.error_fraction * need
+        sentence += ", which is within the error band" if in_band else ", but only while the allocator gives memory back"
+    return _VERDICTS[plan.verdict], sentence
 
 
 def solve_words(solve: SolveResult) -> tuple[str, str]:
     """The answer of `--solve`, and what bounds it."""
     if solve.value is None:
-        return f"No {solve.target} fits", solve.limited_by
+        return _UNSOLVED[solve.target], solve.limited_by
     value = f"{solve.value:,}" if isinstance(solve.value, int) else solve.value
     after = "" if solve.next_value is None else f"{solve.next_value:,}" if isinstance(solve.next_value, int) else solve.next_value
     bound = f"{after} does not fit" if after else ""

@@ -47,6 +47,7 @@ def summary(report: Report, exit_code: int) -> dict[str, int]:
         "infos": sum(finding.severity == "info" for finding in active),
         "unknown": len(report.unknown()),
         "suppressed": sum(finding.suppressed_by is not None for finding in report.findings),
+        "hidden": report.hidden,
         "rules_passed": report.counted("pass"),
         "rules_skipped": report.counted("skip"),
         "exit_code": exit_code,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmcheck.render.markdown import escape
 from llmcheck.render.report_json import summary
 from llmcheck.report.finding import Finding, Report
+from llmcheck.report.gate import hidden_words
 
 _SIGNS = {"error": "❌", "warning": "⚠️", "info": "ℹ️"}
 
@@ -24,6 +25,7 @@ def render(report: Report, exit_code: int) -> str:
         lines += [f"No signature matched; the last exception ({escape(place)}): {escape(exception.type)}: {escape(exception.message)}", ""]
     rest = [f"- undecided: {finding.code} {escape(finding.title)}" for finding in report.unknown()]
     rest += [f"- {escape(note)}" for note in report.notes]
+    rest += [f"- {escape(hidden_words(report))}"] if report.hidden else []
     rest += [f"- {finding.suppressed_by}: {finding.code} {escape(finding.message)} ({escape(finding.suppression)})"
              for finding in report.findings if finding.suppressed_by is not None]  # fmt: skip
     if rest:

@@ -11,8 +11,8 @@ from llmcheck.console import Terminal, escape, inert
 from llmcheck.render.draw import Pen, cut, width_of, wrap
 from llmcheck.render.report_json import summary
 from llmcheck.report.finding import Finding, LastException, Report
-from llmcheck.report.gate import visible
-from llmcheck.rules.rule import Confidence, Fix
+from llmcheck.report.gate import hidden_words
+from llmcheck.rules.rule import Fix
 
 _STYLES = {"error": "1;31", "warning": "1;33", "info": "1;36", "unknown": "1;35"}
 _MAX_UNKNOWN = 8  # undecided rules, or reasons that several share, that are told one by one
@@ -23,9 +23,9 @@ _MAX_EVIDENCE_LINES = 2
 _INDENT = 9  # columns of the severity
 
 
-def render(report: Report, exit_code: int, terminal: Terminal, *, min_confidence: Confidence = "low", verbose: bool = False) -> str:
+def render(report: Report, exit_code: int, terminal: Terminal, *, verbose: bool = False) -> str:
     """`report` as text for `terminal`. `verbose`: effects in full, and every rule that passed, was skipped or is suppressed."""
-    return _joined(_parts(report, exit_code, Pen(terminal), min_confidence, verbose))
+    return _joined(_parts(report, exit_code, Pen(terminal), verbose))
 
 
 def render_findings(findings: Sequence[Finding], terminal: Terminal) -> str:
@@ -37,8 +37,8 @@ def _joined(lines: Iterator[str]) -> str:
     return inert("".join(f"{line.rstrip()}\n" for line in lines))
 
 
-def _parts(report: Report, exit_code: int, pen: Pen, min_confidence: Confidence, verbose: bool) -> Iterator[str]:
-    active = visible(report.active(), min_confidence)
+def _parts(report: Report, exit_code: int, pen: Pen, verbose: bool) -> Iterator[str]:
+    active = report.active()
     seen: set[tuple[str, int | None]] = set()
     for finding in active:
         place = (finding.location.uri, finding.location.line) if finding.location is not None else None
@@ -59,7 +59,7 @@ def _parts(report: Report, exit_code: int, pen: Pen, min_confidence: Confidence,
         yield from _styled(pen, "2", _wrapped(f"note: {escape(note)}", pen, 0, 6))
     if active or report.exceptions or report.notes or report.unknown():
         yield ""
-    yield from _verdict(report, exit_code, pen, min_confidence)
+    yield from _verdict(report, exit_code, pen)
 
 
 def _finding(finding: Finding, pen: Pen) -> Iterator[str]:
@@ -224,11 +224,10 @@ def _rest(report: Report, pen: Pen) -> Iterator[str]:
             yield from _styled(pen, "2", _wrapped(escape(told), pen, 0, _INDENT))
 
 
-def _verdict(report: Report, exit_code: int, pen: Pen, min_confidence: Confidence) -> Iterator[str]:
+def _verdict(report: Report, exit_code: int, pen: Pen) -> Iterator[str]:
     counts = summary(report, exit_code)
     active = report.active()
     effects = [finding for finding in active if finding.explained_by is not None]
-    hidden = len(active) - len(visible(active, min_confidence))
     own = {severity: sum(f.severity == severity for f in active if f.explained_by is None) for severity in ("error", "warning", "info")}
     parts = [
         _count(own["error"], "error"),
@@ -239,7 +238,7 @@ def _verdict(report: Report, exit_code: int, pen: Pen, min_confidence: Confidenc
         f"{counts['rules_skipped']} skipped",
         f"{counts['unknown']} unknown",
         *([f"{counts['suppressed']} suppressed"] if counts["suppressed"] else []),
-        *([f"{hidden} of low confidence not shown"] if hidden else []),
+        *([hidden_words(report)] if report.hidden else []),
     ]
     style = "1;31" if counts["errors"] else "1;33" if counts["warnings"] or counts["unknown"] else "1;32"
     told = ", ".join(parts)

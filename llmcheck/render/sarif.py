@@ -14,7 +14,7 @@ from typing import Any
 from llmcheck import __version__
 from llmcheck.render.report_json import ascii_json
 from llmcheck.report.finding import Finding, Report
-from llmcheck.report.gate import Gate, gates
+from llmcheck.report.gate import Gate, gates, hidden_words
 from llmcheck.rules.rule import Fix
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -109,4 +109,5 @@ def _notifications(report: Report) -> list[dict[str, Any]]:
         }
         for finding in report.unknown()
     ]
-    return [*told, *({"level": "note", "message": {"text": note}} for note in report.notes)]
+    notes = [*report.notes, *([hidden_words(report)] if report.hidden else [])]
+    return [*told, *({"level": "note", "message": {"text": note}} for note in notes)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmcheck.console import Terminal
-from llmcheck.planner.plan import Finding, Plan, SolveResult
+from llmcheck.console import MAX_COLUMNS, Terminal
+from llmcheck.planner.plan import DataPrep, Finding, Plan, SolveResult
 from llmcheck.render import categories
-from llmcheck.render.draw import CACHED, CONTEXT, PALETTE, Part, Pen, bar, clean, cut, mark_of, pad, table, width_of, wrap
+from llmcheck.render.draw import CACHED, CONTEXT, NCCL, PALETTE, Part, Pen, bar, clean, cut, mark_of, pad, table_rows, width_of, wrap
 from llmcheck.render.phrases import (
     evidence_words,
     model_words,
@@ -22,28 +22,102 @@ from llmcheck.types import RankEstimate
 from llmcheck.units import GIB, human_bytes, human_seconds
 
 _GUTTER = 11  # columns of the labels on the left
-_MAX_ALTERNATIVES = 5
 _SMALL = 0.002  # of the process: a part below it has no cell in a bar of 100 and reads 0.0x
-_MAX_NOTE_LINES = 3  # of assumptions, of what is not checked: the rest is in the JSON
+_SCREEN = 44  # lines of the short report at 100 columns: what a terminal of 45 shows above its prompt
+_MAX_REASON_LINES = 3
+_MAX_NOTE_LINES = 2  # of assumptions, of what is not checked
+_ASSUMED_MACHINE = "LCM09"  # notes of the command line: another GPU or other nodes make another plan
+_KERNELS_NOT_MEASURED = "LCM009"  # says what the evidence line says
 
 
-def render(plan: Plan, *, solve: SolveResult | None = None, next_steps: Sequence[str] = (), terminal: Terminal | None = None) -> str:
-    """`plan` for people, at the width and with the colours of `terminal`. `next_steps` are commands or sentences to end on."""
-    pen = Pen(terminal or Terminal())
-    blocks = [
-        _verdict(plan, solve, pen),
-        _memory(plan, pen),
-        _findings(plan.findings, pen),
-        _levers(plan, pen),
-        _alternatives(plan, pen),
-        _facts(plan, pen),
-        _notes(plan, pen),
-        _next(next_steps, pen),
+class _Short:
+    """What the short report leaves out, for its last line; a verbose one leaves nothing out."""
+
+    def __init__(self, verbose: bool) -> None:
+        self.verbose = verbose
+        self.left: list[str] = []
+
+    def leave(self, number: int, one: str, many: str) -> None:
+        """Remember that `number` of something are left out."""
+        if number:
+            self.left.append(f"{number} {one if number == 1 else many}")
+
+
+def render(
+    plan: Plan,
+    *,
+    solve: SolveResult | None = None,
+    next_steps: Sequence[str] = (),
+    terminal: Terminal | None = None,
+    verbose: bool = False,
+) -> str:
+    """`plan` for people, at the width and with the colours of `terminal`. `next_steps` are commands or sentences to end on.
+
+    One screen; with `verbose` all that is known, however long.
+    """
+    pen, short = Pen(terminal or Terminal()), _Short(verbose)
+    head = [_verdict(plan, solve, pen, short), _memory(plan, pen)]
+    tail = [_facts(plan, pen, short) + _notes(plan, pen, short), _next(next_steps, pen)]
+    urgent, notes = _findings(plan, pen, short)
+    lists = [
+        _List("note", "notes", [], notes),
+        _List("change", "changes", *_levers(plan, pen)),
+        _List("alternative", "alternatives", *_alternatives(plan, pen)),
     ]
+    if not verbose:
+        fixed = sum(len(block) + 1 for block in (*head, *tail, urgent) if block)
+        _fill(lists, _SCREEN * MAX_COLUMNS // pen.terminal.columns - fixed)
+    for each in lists:
+        short.leave(len(each.items) - each.shown, each.one, each.many)
+    listed = [each.lines() for each in lists]
+    blocks = [*head, urgent + listed[0], *listed[1:], tail[0], _left(short, pen) + tail[1]]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
-def _verdict(plan: Plan, solve: SolveResult | None, pen: Pen) -> list[str]:
+class _List:
+    """Items of one kind, best first, of which the first `shown` are printed under `heading`."""
+
+    def __init__(self, one: str, many: str, heading: list[str], items: list[list[str]]) -> None:
+        self.one, self.many, self.heading, self.items = one, many, heading, items
+        self.shown = len(items)
+
+    def lines(self) -> list[str]:
+        """What is shown of it."""
+        return self.heading + [line for item in self.items[: self.shown] for line in item] if self.shown else []
+
+
+def _fill(lists: Sequence[_List], room: int) -> None:
+    """Share `room` lines: each list gets its first item, and then by turns what still has room."""
+    for each in lists:
+        each.shown = 0
+    open_lists = [each for each in lists if each.items]
+    while open_lists:
+        for each in list(open_lists):
+            cost = len(each.items[each.shown]) + (len(each.heading) + 1 if not each.shown else 0)
+            if each.shown and cost > room:
+                open_lists.remove(each)
+                continue
+            room -= cost
+            each.shown += 1
+            if each.shown == len(each.items):
+                open_lists.remove(each)
+
+
+def _left(short: _Short, pen: Pen) -> list[str]:
+    """One line that names what the short report has not."""
+    if short.verbose or not short.left:
+        return []
+    return _labelled(
+        "left out", [pen.dim(line) for line in wrap((", ".join(short.left) + ": --verbose, --format json").split(), _room(pen))], pen
+    )
+
+
+def _room(pen: Pen) -> int:
+    """Columns right of the labels."""
+    return pen.terminal.columns - _GUTTER - 1
+
+
+def _verdict(plan: Plan, solve: SolveResult | None, pen: Pen, short: _Short) -> list[str]:
     columns = pen.terminal.columns
     word, rest = verdict_words(plan)
     lines = []
@@ -53,12 +127,30 @@ def _verdict(plan: Plan, solve: SolveResult | None, pen: Pen) -> list[str]:
     head, *tail = wrap(clean(rest).split(), columns - 3 - len(word))
     lines.append(f" {pen.verdict(plan.verdict, word)}  {pen.bold(head)}")
     lines += [" " * (len(word) + 3) + line for line in tail]
-    lines += _labelled("model", wrap([clean(word) for word in model_words(plan).split()], columns - _GUTTER - 1), pen)
-    separator = pen.glyph(" ·", ",")
+    lines += _labelled("model", wrap([clean(word) for word in model_words(plan).split()], _room(pen)), pen)
     phrases = [clean(phrase) for phrase in recipe_phrases(plan.recipe, plan.cluster)]
-    joined = [p + separator for p in phrases[:-1]] + phrases[-1:]
-    lines += _labelled("recipe", wrap(joined, columns - _GUTTER - 1), pen)
-    return lines + _labelled("why", wrap(clean("; ".join(plan.reasons)).split(), columns - _GUTTER - 1), pen)
+    lines += _labelled("recipe", wrap(_separated(phrases, pen), _room(pen)), pen)
+    lines += _labelled("why", _reasons(plan, pen, short), pen)
+    evidence = f"{evidence_words(plan.memory.evidence)}; error band ±{100 * plan.memory.error_fraction:.1f} %"
+    return lines + _labelled("evidence", wrap(_spelt(evidence, pen).split(), _room(pen)), pen)
+
+
+def _reasons(plan: Plan, pen: Pen, short: _Short) -> list[str]:
+    """The reasons that no finding repeats, as many as have room."""
+    if short.verbose:
+        return wrap(clean("; ".join(plan.reasons)).split(), _room(pen))
+    reasons = [reason for reason in plan.reasons if not any(reason in f.message for f in plan.findings if f.severity != "note")]
+    kept = len(reasons)
+    while kept > 1 and len(wrap(clean("; ".join(reasons[:kept])).split(), _room(pen))) > _MAX_REASON_LINES:
+        kept -= 1
+    short.leave(len(reasons) - kept, "reason", "reasons")
+    return wrap(clean("; ".join(reasons[:kept])).split(), _room(pen))
+
+
+def _separated(phrases: Sequence[str], pen: Pen) -> list[str]:
+    """`phrases` with what stands between them, unbreakable."""
+    separator = pen.glyph(" ·", ",")
+    return [phrase + separator for phrase in phrases[:-1]] + list(phrases[-1:])
 
 
 def _memory(plan: Plan, pen: Pen) -> list[str]:
@@ -82,43 +174,41 @@ def memory_parts(rank: RankEstimate) -> list[Part]:
     names = categories.ordered(breakdown)
     parts = [Part(categories.words(name), breakdown[name], PALETTE[i % len(PALETTE)]) for i, name in enumerate(names)]
     held = max(0, rank.peak_reserved_bytes - rank.peak_allocated_bytes)
-    process = max(0, rank.process_bytes - rank.peak_reserved_bytes)
-    return [*parts, Part("cached, unused", held, CACHED), Part("CUDA context", process, CONTEXT)]
+    process = max(0, rank.process_bytes - rank.nccl_bytes - rank.peak_reserved_bytes)
+    return [*parts, Part("cached, unused", held, CACHED), Part("NCCL", rank.nccl_bytes, NCCL), Part("CUDA context", process, CONTEXT)]
 
 
 def _legend(parts: Sequence[Part], columns: int, pen: Pen) -> list[str]:
-    """Entries of one width in as many columns as fit, read across."""
-    entries = [(i, part, f"{part.size / GIB:.2f}") for i, part in enumerate(parts) if part.size > 0]
-    if not entries:
+    """Entries read across, in as many columns as have room."""
+    entries = [(mark_of(i, pen), part.colour, clean(part.label), f"{part.size / GIB:.2f}") for i, part in enumerate(parts) if part.size > 0]
+    for per_line in range(len(entries), 0, -1):
+        grid = [entries[i::per_line] for i in range(per_line)]
+        labels = [max(width_of(label) for _, _, label, _ in column) for column in grid]
+        numbers = [max(len(number) for *_, number in column) for column in grid]
+        if per_line == 1 or sum(labels) + sum(numbers) + 3 * per_line + 3 * (per_line - 1) <= columns:
+            break
+    else:
         return []
-    label_width = max(width_of(clean(part.label)) for _, part, _ in entries)
-    number_width = max(len(number) for _, _, number in entries)
-    entry_width = 2 + label_width + 1 + number_width
-    per_line = max(1, (columns + 3) // (entry_width + 3))
-    lines = []
-    for start in range(0, len(entries), per_line):
-        cells = [
-            f"{pen.tint(part.colour, mark_of(i, pen))} {pad(clean(part.label), label_width)} {pad(number, number_width, right=True)}"
-            for i, part, number in entries[start : start + per_line]
-        ]
-        lines.append("   ".join(cells))
-    return lines
+    cells = [
+        f"{pen.tint(colour, mark)} {pad(label, labels[i % per_line])} {pad(number, numbers[i % per_line], right=True)}"
+        for i, (mark, colour, label, number) in enumerate(entries)
+    ]
+    return ["   ".join(cells[start : start + per_line]) for start in range(0, len(cells), per_line)]
 
 
 def _peaks(plan: Plan, rank: RankEstimate, pen: Pen) -> list[str]:
-    separator = pen.glyph(" ·", ",")
     phrases = [
         f"allocated {rank.peak_allocated_bytes / GIB:.2f}",
         _reserved(rank),
-        f"process {rank.process_bytes / GIB:.2f} (what nvidia-smi shows)",
-        f"while loading {rank.init_peak_allocated_bytes / GIB:.2f}",
+        f"process {rank.process_bytes / GIB:.2f} (in nvidia-smi)",
+        f"loading {rank.init_peak_allocated_bytes / GIB:.2f}",
     ]
     if plan.memory.worst != plan.memory.rank0:
         other = plan.memory.rank0 if rank is not plan.memory.rank0 else plan.memory.worst
         phrases.append(f"rank {other.rank} allocates {other.peak_allocated_bytes / GIB:.2f}")
     if rank.num_alloc_retries:
         phrases.append(f"the allocator flushes its cache {rank.num_alloc_retries} x")
-    return [phrase + separator for phrase in phrases[:-1]] + phrases[-1:]
+    return _separated(phrases, pen)
 
 
 def _reserved(rank: RankEstimate) -> str:
@@ -126,23 +216,29 @@ def _reserved(rank: RankEstimate) -> str:
     return f"reserved {likely}" if low == high else f"reserved {likely} ({low} to {high}: how far is the CPU ahead?)"
 
 
-def _findings(findings: Sequence[Finding], pen: Pen) -> list[str]:
-    lines = []
+def _findings(plan: Plan, pen: Pen, short: _Short) -> tuple[list[str], list[list[str]]]:
+    """The lines of errors, warnings and of what was assumed about the machine, which are never left out, and those of each other note."""
+    urgent: list[str] = []
+    notes = []
+    for finding in plan.findings:
+        if finding.severity != "note" or finding.code.startswith(_ASSUMED_MACHINE):
+            urgent += _finding(finding, pen)
+        elif short.verbose or finding.code != _KERNELS_NOT_MEASURED:
+            notes.append(_finding(finding, pen))
+    return urgent, notes
+
+
+def _finding(finding: Finding, pen: Pen) -> list[str]:
     styles = {"error": "1;31", "warning": "1;33", "note": "1;36"}
-    for finding in findings:
-        head = f"{finding.severity} {finding.code}"
-        text = clean(finding.message) + (f" {pen.glyph('→', '->')} {clean(finding.fix)}" if finding.fix else "")
-        first, *rest = wrap(text.split(), pen.terminal.columns - len(head) - 4)
-        lines.append(f" {pen.style(styles[finding.severity], head)}  {first}")
-        lines += [" " * (len(head) + 3) + line for line in rest]
-    return lines
+    head = f"{finding.severity} {finding.code}"
+    text = clean(finding.message) + (f" {pen.glyph('→', '->')} {clean(finding.fix)}" if finding.fix else "")
+    first, *rest = wrap(text.split(), pen.terminal.columns - len(head) - 4)
+    return [f" {pen.style(styles[finding.severity], head)}  {first}", *(" " * (len(head) + 3) + line for line in rest)]
 
 
-def _levers(plan: Plan, pen: Pen) -> list[str]:
-    if not plan.what_if:
-        return []
-    delta = pen.glyph("ΔGiB", "dGiB")
-    rows = [("What would change it", delta, "speed", "then", "what it is, and its price in quality")]
+def _levers(plan: Plan, pen: Pen) -> tuple[list[str], list[list[str]]]:
+    """The heading, and the lines of each change."""
+    rows = [("What would change it", pen.glyph("ΔGiB", "dGiB"), "speed", "then", "what it is, and its price in quality")]
     for lever in plan.what_if:
         price = "same result" if lever.quality == "none" else lever.quality
         rows.append(
@@ -154,14 +250,13 @@ def _levers(plan: Plan, pen: Pen) -> list[str]:
                 clean(f"{lever.title}; {price}"),
             )
         )
-    return _headed(table(rows, (False, True, True, False, False), pen.terminal.columns - 2, pen, fold=True), pen)
+    return _headed(rows, (False, True, True, False, False), pen)
 
 
-def _alternatives(plan: Plan, pen: Pen) -> list[str]:
-    if not plan.alternatives:
-        return []
+def _alternatives(plan: Plan, pen: Pen) -> tuple[list[str], list[list[str]]]:
+    """The heading, and the lines of each alternative."""
     rows = [("Alternatives", "needs GiB", "tokens/s", "verdict", "")]
-    for other in plan.alternatives[:_MAX_ALTERNATIVES]:
+    for other in plan.alternatives:
         rows.append(
             (
                 clean(other.title),
@@ -171,59 +266,59 @@ def _alternatives(plan: Plan, pen: Pen) -> list[str]:
                 clean(other.note),
             )
         )
-    lines = _headed(table(rows, (False, True, True, False, False), pen.terminal.columns - 2, pen, fold=True), pen)
-    hidden = len(plan.alternatives) - _MAX_ALTERNATIVES
-    return [*lines, pen.dim(f" and {hidden} more in --format json")] if hidden > 0 else lines
+    return _headed(rows, (False, True, True, False, False), pen)
 
 
-def _facts(plan: Plan, pen: Pen) -> list[str]:
-    columns = pen.terminal.columns - _GUTTER - 1
-    separator = pen.glyph(" ·", ",")
+def _headed(rows: Sequence[Sequence[str]], right: Sequence[bool], pen: Pen) -> tuple[list[str], list[list[str]]]:
+    (heading, *_), *items = table_rows(rows, right, pen.terminal.columns - 2, pen, fold=True)
+    return [" " + pen.bold(heading)], [[" " + line for line in item] for item in items]
 
+
+def _facts(plan: Plan, pen: Pen, short: _Short) -> list[str]:
     def block(label: str, phrases: Sequence[str]) -> list[str]:
-        joined = [phrase + separator for phrase in phrases[:-1]] + list(phrases[-1:])
-        return _labelled(label, wrap(joined, columns), pen)
+        return _labelled(label, wrap(_separated(phrases, pen), _room(pen)), pen)
 
     host, cluster = plan.memory.host, plan.cluster
-    lines = block("time", time_phrases(plan, pen.terminal.unicode))
     have = f" of {human_bytes(cluster.host_memory_bytes)}" if cluster.host_memory_bytes else ""
     ram = [f"{human_bytes(host.host_bytes_per_node)}{have} of RAM per node"]
     ram += [f"{human_bytes(host.pinned_bytes_per_node)} of it pinned"] if host.pinned_bytes_per_node else []
-    lines += block("host", [*ram, f"{human_bytes(host.load_peak_bytes_per_node)} while the weights load"])
+    ram += [f"{human_bytes(host.load_peak_bytes_per_node)} while the weights load"]
     have = f" of {human_bytes(cluster.disk_bytes)}" if cluster.disk_bytes else ""
     disk = [f"{human_bytes(host.disk_bytes)}{have} for checkpoints and offload"]
     if host.nvme_bytes_per_node:
         disk.append(f"{human_bytes(host.nvme_bytes_per_node)} of NVMe per node")
-    lines += block("disk", disk)
+    lines = block("time", time_phrases(plan, pen.terminal.unicode))
+    together = block("host", [*ram, f"disk: {disk[0]}", *disk[1:]])
+    lines += together if len(together) == 1 else block("host", ram) + block("disk", disk)
     if plan.data is not None:
-        ways = [
-            f"{clean(way.name)}: {human_bytes(way.host_bytes)} of RAM, {human_seconds(way.time_s)}, {human_bytes(way.disk_bytes)} of disk"
-            for way in (plan.data.ours, plan.data.naive)
-        ]
-        for i, way in enumerate(ways):
-            lines += _labelled("data" if i == 0 else "", wrap(way.split(), columns), pen)
+        for i, way in enumerate(_data(plan.data, short)):
+            lines += _labelled("" if i else "data", wrap(clean(way).split(), _room(pen)), pen)
     return lines
 
 
-def _notes(plan: Plan, pen: Pen) -> list[str]:
-    columns = pen.terminal.columns - _GUTTER - 1
-    evidence = f"{evidence_words(plan.memory.evidence)}, error band ±{100 * plan.memory.error_fraction:.1f} %"
-    lines = _labelled("evidence", wrap(_spelt(evidence, pen).split(), columns), pen)
+def _data(data: DataPrep, short: _Short) -> list[str]:
+    """The two ways of preparing the data, ours first."""
+    ours, naive = (data.ours.name, data.naive.name) if short.verbose else ("prepared once per node", "prepared by every rank")
+    ways = ((ours, data.ours), (naive, data.naive))
+    return [
+        f"{name}: {human_bytes(way.host_bytes)} of RAM, {human_seconds(way.time_s)}, {human_bytes(way.disk_bytes)} of disk"
+        for name, way in ways
+    ]
+
+
+def _notes(plan: Plan, pen: Pen, short: _Short) -> list[str]:
+    """What was assumed and what was not checked; what is left out of it is named with the rest."""
     data = plan.data.assumptions if plan.data else ()
-    for label, notes in (
-        ("assumed", (*plan.memory.assumptions, *plan.time.assumptions, *data)),
-        ("unchecked", plan.memory.not_checked),
+    lines: list[str] = []
+    for label, notes, one, many in (
+        ("assumed", (*plan.memory.assumptions, *plan.time.assumptions, *data), "assumption", "assumptions"),
+        ("unchecked", plan.memory.not_checked, "of what is unchecked", "of what is unchecked"),
     ):
-        if not notes:
-            continue
-        text = wrap(clean("; ".join(notes)).split(), columns)
-        if len(text) > _MAX_NOTE_LINES:
-            tail = f"{pen.glyph('…', '...')} all {len(notes)} in --format json"
-            last = cut(
-                text[_MAX_NOTE_LINES - 1] + " " * columns, columns - len(tail) - 1, pen
-            )  # always cut: its own mark goes, the tail has one
-            text = [*text[: _MAX_NOTE_LINES - 1], last.rstrip("….").rstrip() + " " + tail]
-        lines += _labelled(label, [pen.dim(line) for line in text], pen)
+        kept = len(notes)
+        while not short.verbose and kept > 1 and len(wrap(clean("; ".join(notes[:kept])).split(), _room(pen))) > _MAX_NOTE_LINES:
+            kept -= 1
+        short.leave(len(notes) - kept, one, many)
+        lines += _labelled(label, [pen.dim(line) for line in wrap(clean("; ".join(notes[:kept])).split(), _room(pen))], pen)
     return lines
 
 
@@ -243,10 +338,6 @@ def _next(steps: Sequence[str], pen: Pen) -> list[str]:
 def _labelled(label: str, text: Sequence[str], pen: Pen) -> list[str]:
     blank = " " * (_GUTTER - 1)
     return [f" {pen.dim(label) + blank[len(label) :] if i == 0 else blank}{line}".rstrip() for i, line in enumerate(text)]
-
-
-def _headed(lines: Sequence[str], pen: Pen) -> list[str]:
-    return [" " + pen.bold(lines[0]), *(" " + line for line in lines[1:])]
 
 
 def _spelt(text: str, pen: Pen) -> str:

@@ -100,6 +100,7 @@ class Report:
     subjects: tuple[str, ...]  # titles of what was examined
     notes: tuple[str, ...] = ()
     exceptions: tuple[LastException, ...] = ()
+    hidden: int = 0  # findings and undecided rules that are less sure than --min-confidence asks: in no form of the report
 
     def counted(self, outcome: Outcome) -> int:
         """How many rules had that outcome."""

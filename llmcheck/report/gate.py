@@ -86,10 +86,41 @@ def gates(finding: Finding, gate: Gate) -> bool:
     return sure and finding.status == "stable" and finding.role != "context"
 
 
+def sure_enough(report: Report, gate: Gate) -> Report:
+    """`report` without what is less sure than `min_confidence`: it counts nowhere and is told in no form, but how many it was.
+
+    The rules count as skipped; an effect whose cause is left out stands by itself.
+    """
+    kept = visible(report.findings, gate.min_confidence)
+    if len(kept) == len(report.findings):
+        return report
+    codes = {finding.code for finding in kept}
+    gone = {finding.code for finding in report.findings} - codes
+    note = f"less sure than --min-confidence {gate.min_confidence}"
+    return replace(
+        report,
+        findings=tuple(
+            replace(
+                finding,
+                explained_by=None if finding.explained_by in gone else finding.explained_by,
+                explains=tuple(code for code in finding.explains if code not in gone),
+            )
+            for finding in kept
+        ),
+        checks=tuple(replace(check, outcome="skip", note=note) if check.code in gone else check for check in report.checks),
+        hidden=len(report.findings) - len(kept),
+    )
+
+
 def visible(findings: Sequence[Finding], min_confidence: Confidence) -> tuple[Finding, ...]:
-    """The findings that are sure enough to be shown."""
+    """The findings that are sure enough to be told."""
     bar = CONFIDENCES.index(min_confidence)
     return tuple(finding for finding in findings if CONFIDENCES.index(finding.confidence) <= bar)
+
+
+def hidden_words(report: Report) -> str:
+    """How many findings `sure_enough` left out, in words; empty when it left out none."""
+    return f"{report.hidden:,} less sure not told (--min-confidence)" if report.hidden else ""
 
 
 def _ignore_notes(ignores: Sequence[Ignore], used: set[int], today: date) -> list[str]:

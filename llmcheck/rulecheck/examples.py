@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 
+from llmcheck.logs.diagnose import without_echoes
 from llmcheck.logs.scan import Signatures, scan_text
 from llmcheck.rules.engine import judge
 from llmcheck.rules.facts import Facts, Registry
@@ -61,6 +62,7 @@ def _facts(rule: Rule, example: Example, registry: Registry, today: date) -> Ite
 
 def _log(rule: Rule, example: Example, signatures: Signatures) -> Iterator[str]:
     groups = [group for group in scan_text(example.log or "", signatures).groups if group.fired]
+    told = without_echoes(groups)
     own = [group for group in groups if group.rule.name == rule.name]
     others = {group.rule.name: group for group in groups if group.rule.name != rule.name}
     if bool(own) != (example.expect == "fail"):
@@ -74,7 +76,7 @@ def _log(rule: Rule, example: Example, signatures: Signatures) -> Iterator[str]:
                 yield f"capture {name}: expected {value!r}, was {first.captures.get(name)!r}"
     for name, group in others.items():
         assert group.rule.log is not None
-        if name not in example.also and group.rule.log.role != "context":
+        if name not in example.also and group.rule.log.role != "context" and group in told:
             yield f"{group.rule.code} {name} fires on it too, on line {group.first.line}; if it may, list it in also"
     for name in example.also:
         if name not in others:

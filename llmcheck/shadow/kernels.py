@@ -15,6 +15,8 @@ from llmcheck.units import ceil_div, round_up
 # Resident threads of one multiprocessor, by compute capability (CUDA C programming guide, table "Technical Specifications").
 _THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
 MIB = 1 << 20
+_UNSORTED_INDICES = 3072  # EmbeddingBackwardKernel's limit: so many indices have their gradient summed without a sort (Embedding.cu)
+_ROWS_PER_PARTIAL_SUM = 10  # NROWS_PER_THREAD, EmbeddingBackwardKernel.cu
 
 
 def _last_pow2(n: int) -> int:
@@ -76,12 +78,32 @@ class Kernels:
             return (4 * parts * cols, 4 * parts * cols)
         return ()
 
-    def embedding_backward(self, rows: int, vocab: int, cols: int) -> None:
-        """Sorting and segment buffers of the dense embedding gradient (more than 3072 indices)."""
-        if rows <= 3072:
+    def embedding_sort(self, rows: int) -> tuple[Storage, ...]:
+        """The indices of a dense embedding gradient, sorted, and where each came from; kept until the gradient is there.
+
+        At most 3072 of them are not sorted. The sort itself has the places to be sorted along and a second buffer of both.
+        Source: ``embedding_dense_backward_cuda``, Embedding.cu.
+        """
+        if rows <= _UNSORTED_INDICES:
+            return ()
+        kept = Storage(8 * rows), Storage(8 * rows)
+        scratch = Storage(8 * rows), Storage(16 * rows)
+        del scratch
+        return kept
+
+    def embedding_segments(self, rows: int, vocab: int, cols: int) -> None:
+        """Sums of the sorted rows in fp32, for each of at most ten equal indices, before they are scattered.
+
+        Sizes are of the most segments that there can be: the kernel does not wait for their number. Source:
+        ``embedding_backward_cuda_kernel``, EmbeddingBackwardKernel.cu; 37.0 MB of 4096 rows of 2048 were measured (benchmarks/probe).
+        """
+        if rows <= _UNSORTED_INDICES:
             return
-        keep = [Storage(8 * rows) for _ in range(3)]
-        del keep
+        segments = min(rows, vocab)
+        partial = rows // _ROWS_PER_PARTIAL_SUM + segments
+        offsets = [Storage(size) for size in (8 * rows, 8, 8 * segments, 8 * segments, 8, 8 * partial)]
+        sums = Storage(4 * partial * cols)
+        del offsets, sums
 
 
 def kernels_for(gpu: GpuSpec, *, fp16: bool = False) -> Kernels:

@@ -9,7 +9,6 @@ from llmcheck.shadow import liger, ops
 from llmcheck.shadow.module import Linear, ModulesToSaveWrapper
 from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, flops, record
 
-FUSED_CHUNKS = True  # one kernel makes a chunk's loss and gradient, without an fp32 copy of it (llmcheck_trainer/softmax_kernel.py)
 CHUNK_TOKENS = 1024  # tokens whose logits exist at a time in our chunked loss (the trainer's constant, too)
 
 
@@ -74,11 +73,10 @@ def chunked_cross_entropy(hidden: Tensor, w: Param, labels: Tensor, bias: Param 
     logits = Storage(chunk * vocab * hidden.item)
     if cur.kernels is not None:
         cur.kernels.matmul_workspace(False)
-    if FUSED_CHUNKS or hidden.item == 4:
-        rest: tuple[Storage, ...] = (Storage(chunk * 4), Storage(chunk * 4))  # losses, and factors of their gradients
-    else:
-        rest = (Storage(chunk * vocab * 4),)
+    rest = Storage(chunk * 4), Storage(chunk * 4)  # losses, and factors of their gradients (llmcheck_trainer/softmax_kernel.py)
     flops(2.0 * rows * vocab * h * (2 + need_w))
+    if grad_bias is not None:
+        ops.column_sum(chunk, vocab, hidden.item)  # of a chunk's gradient, added to the bias's
     del rest, logits
     out = Tensor((), 4)
     if cur.grad and (hidden.req or w.req):

@@ -1033,9 +1033,11 @@ def embedding(w: Param, ids: Tensor) -> Tensor:
 
         def back(s: Any, g: Tensor) -> tuple[Tensor]:
             g = contiguous(g)
+            kernels = cur.kernels
+            order = kernels.embedding_sort(rows) if kernels is not None else ()
             res = Tensor(shape, item)
-            if cur.kernels is not None:
-                cur.kernels.embedding_backward(rows, shape[0], shape[1])
+            if kernels is not None and order:
+                kernels.embedding_segments(rows, shape[0], shape[1])
             return (res,)
 
         record(out, back, (w,), (keep(ids),))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from llmcheck.collector import without_collector
 from llmcheck.dsconfig import ZeroSettings
+from llmcheck.shadow.communicators import nccl_bytes
 from llmcheck.shadow.execute import execute
 from llmcheck.shadow.families.base import Config
 from llmcheck.shadow.kernels import kernels_for
@@ -61,22 +62,31 @@ def _has_streams(recipe: TrainingRecipe) -> bool:
     return overlap is None or bool(overlap)
 
 
-def overhead_bytes(recipe: TrainingRecipe, gpu: GpuSpec) -> int:
-    """Everything of the process that torch's allocator does not manage: CUDA context, loaded kernels. NCCL's buffers are not in it."""
-    return gpu.context_bytes + loaded_bytes(recipe, gpu)
+def overhead_bytes(recipe: TrainingRecipe, cluster: ClusterSpec, *, with_nccl: bool = True) -> int:
+    """Everything of a rank's process that torch's allocator does not manage: CUDA context, loaded kernels, NCCL."""
+    return cluster.gpu.context_bytes + loaded_bytes(recipe, cluster.gpu) + (nccl_bytes(cluster) if with_nccl else 0)
 
 
 class Rank:
     """`rank` of a cluster, simulated. Whatever is asked of it is computed then: a search wants little of most recipes.
 
-    `cap_bytes`: bytes that torch's allocator may reserve (None: the GPU's memory less context and loaded kernels).
+    `cap_bytes`: bytes that torch's allocator may reserve (None: the GPU's memory less context, loaded kernels and NCCL).
+    `with_nccl`: False for a rank whose collectives are left out, as where it is measured alone.
     """
 
     def __init__(
-        self, model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, *, rank: int = 0, cap_bytes: int | None = None
+        self,
+        model: ModelSpec,
+        recipe: TrainingRecipe,
+        cluster: ClusterSpec,
+        *,
+        rank: int = 0,
+        cap_bytes: int | None = None,
+        with_nccl: bool = True,
     ) -> None:
         self.recipe, self.rank = recipe, rank
-        self._overhead_bytes = overhead_bytes(recipe, cluster.gpu)
+        self._nccl_bytes = nccl_bytes(cluster) if with_nccl else 0
+        self._overhead_bytes = overhead_bytes(recipe, cluster, with_nccl=with_nccl)
         free = cluster.gpu.memory_bytes - self._overhead_bytes
         self._capacity_bytes = free if cap_bytes is None else cap_bytes
         self._key = _key(model, recipe, cluster, rank, free)
@@ -111,7 +121,7 @@ class Rank:
 
     @property
     def process_bytes(self) -> int:
-        """Reserved memory, CUDA context and loaded kernels."""
+        """Reserved memory, CUDA context, loaded kernels and NCCL."""
         return self.peak_reserved_bytes + self._overhead_bytes
 
     @cached_property
@@ -145,6 +155,7 @@ class Rank:
             peak_reserved_low_bytes=low,
             peak_reserved_high_bytes=max([shown.peak_reserved_bytes, *(r.peak_reserved_bytes for r in (likely, latest) if r is not None)]),
             process_bytes=self.process_bytes,
+            nccl_bytes=self._nccl_bytes,
             required_bytes=self.required_bytes,
             breakdown=breakdown(tape, shown.block_bytes, shown.peak_position),
             peak_phase=shown.peak_phase,
@@ -198,13 +209,16 @@ class Rank:
 
 
 def simulate_rank(
-    model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, *, rank: int = 0, cap_bytes: int | None = None
+    model: ModelSpec,
+    recipe: TrainingRecipe,
+    cluster: ClusterSpec,
+    *,
+    rank: int = 0,
+    cap_bytes: int | None = None,
+    with_nccl: bool = True,
 ) -> RankEstimate:
-    """Simulate `rank` of the cluster.
-
-    `cap_bytes`: bytes that torch's allocator may reserve (None: the GPU's memory less context and loaded kernels).
-    """
-    return Rank(model, recipe, cluster, rank=rank, cap_bytes=cap_bytes).estimate()
+    """Simulate `rank` of the cluster. The options are those of :class:`Rank`."""
+    return Rank(model, recipe, cluster, rank=rank, cap_bytes=cap_bytes, with_nccl=with_nccl).estimate()
 
 
 def _with_reserved(phase: PhaseStats, likely: LateReplay) -> PhaseStats:

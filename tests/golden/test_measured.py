@@ -66,7 +66,7 @@ CAPPED = [(i, row) for i, row in CHECKED if row.verdict is not None]
 def _estimate(index: int) -> RankEstimate:
     row = ALL_ROWS[index]
     with harness_of(row):
-        return simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row))
+        return simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row), with_nccl=False)
 
 
 def _params(chosen: list[tuple[int, Row]], exceptions: dict[str, str]) -> list[object]:

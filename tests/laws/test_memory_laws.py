@@ -253,7 +253,7 @@ def test_under_the_allocated_peak_it_runs_out(case: Case) -> None:
 @given(case=estimates())
 def test_the_required_size_lies_between_allocated_and_reserved(case: Case) -> None:
     model, recipe, cluster, estimate = case
-    needed = estimate.required_bytes - run.overhead_bytes(recipe, cluster.gpu)
+    needed = estimate.required_bytes - run.overhead_bytes(recipe, cluster)
     most = estimate.peak_reserved_high_bytes
     if recipe.allocator == "expandable":  # it wants room for a whole request where it maps less, and the size is found in steps
         requests = run.Rank(model, recipe, cluster, rank=estimate.rank).tape.block_sizes

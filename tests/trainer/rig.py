@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from llmcheck.cli import main as llmcheck
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB, EOS, BOS, PAD = 128, 2, 1, 3
 SEQ = 64
+NOTHING_BUILT = os.path.join(tempfile.gettempdir(), f"llmcheck-nothing-built-{os.getpid()}")  # what others have compiled is not there
 
 # Small enough to train in seconds; sizes that no two axes share, so that a transposed or mixed-up one fails.
 MODELS: dict[str, dict[str, Any]] = {
@@ -39,7 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def environment() -> dict[str, str]:
-    """For processes of the trainer: on the CPU, quietly, with the packages of this checkout."""
+    """For processes of the trainer: on the CPU, quietly, with the packages of this checkout, and where nothing can be compiled."""
     paths = [str(ROOT), str(ROOT / "rules"), str(ROOT / "trainer"), str(ROOT / "tests" / "trainer")]
     return {
         **os.environ,
@@ -47,6 +49,9 @@ def environment() -> dict[str, str]:
         "DS_ACCELERATOR": "cpu",
         "DS_BUILD_OPS": "0",
         "CUDA_VISIBLE_DEVICES": "",
+        "CC": "false",
+        "CXX": "false",
+        "TORCH_EXTENSIONS_DIR": NOTHING_BUILT,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -27,6 +27,7 @@ def make_tokenizer(folder: Path) -> None:
     tokenizer.train_from_iterator([*QUESTIONS, *QUESTIONS.values(), "Human: \n", "\n\nAssistant: \n"] * 9, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     told = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    told["tokenizer_class"] = "PreTrainedTokenizerFast"  # else transformers takes Llama's, which drops the spaces (LCT012)
     (folder / "tokenizer_config.json").write_text(json.dumps(told))
 
 

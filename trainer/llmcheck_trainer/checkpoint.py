@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,9 @@ import torch.distributed as dist
 from deepspeed.checkpoint import constants
 
 from llmcheck.errors import UserError
+from llmcheck.types import TrainingRecipe
 from llmcheck.units import gib
+from llmcheck_trainer.guard import RunFailedError, is_out_of_memory
 
 SCHEMA = "llmcheck.checkpoint/1"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -40,6 +44,8 @@ class State:
     bad_evaluations: int
     plan_digest: str
     run_identity: str  # what the position means: data, packing, sequence length, seed
+    best_step: int | None = None  # of best_loss
+    recipe: dict[str, Any] = field(default_factory=dict)  # what DeepSpeed's files are of: recipe_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,46 +57,92 @@ class Found:
     world_size: int
 
 
+class NotSavedError(RunFailedError):
+    """A checkpoint could not be written on some rank; raised on all, and nothing of it is left."""
+
+
+def recipe_of(recipe: TrainingRecipe) -> dict[str, Any]:
+    """What a run must share with the one that saved: the tensors that there are, their types, and how they are spread."""
+    found: dict[str, Any] = {"method": recipe.method, "precision": recipe.precision, "zero_stage": recipe.zero_stage}
+    found["eight_bit_states"] = recipe.optimizer == "adam-8bit"
+    if recipe.lora is not None:
+        found.update({f"lora_{name}": value for name, value in asdict(recipe.lora).items() if name != "dropout"})
+    return found
+
+
+def check_recipe(found: Found, recipe: TrainingRecipe) -> None:
+    """Raises UserError where the plan's recipe cannot go on from the checkpoint's."""
+    theirs, ours = found.state.recipe, recipe_of(recipe)
+    if not theirs or theirs == ours:
+        return
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    differing = ", ".join(f"{name.replace('_', ' ')} {theirs.get(name)}, not {ours.get(name)}" for name in names)
+    raise UserError(
+        f"the checkpoint is of another recipe than the plan: {differing}",
+        code="other-recipe",
+        where=found.folder,
+        why="its optimizer states belong to other tensors, or are spread over the ranks in another way",
+        hint="plan as before, name another --output, or say --resume never; an exported model can be the new run's --weights",
+    )
+
+
 def save(engine: Any, output: str, state: State, *, adapters: bool) -> str:
-    """Write ``checkpoints/step-N`` under `output`; all ranks call it. It has that name only once everything is on the disk."""
+    """Write ``checkpoints/step-N`` under `output`; all ranks call it. It has that name only once everything is on the disk.
+
+    Raises NotSavedError on all ranks where one could not write.
+    """
     root = os.path.join(output, "checkpoints")
     name = f"step-{state.step:08d}"
-    part = f".{name}.part"
-    folder = os.path.join(root, part)
+    folder = os.path.join(root, f".{name}.part")
+    target = os.path.join(root, name)
+    failures: list[str] = []
     if dist.get_rank() == 0:
-        os.makedirs(root, exist_ok=True)
-        for left in os.listdir(root):
-            if left.endswith(".part"):  # a save that was killed
-                shutil.rmtree(os.path.join(root, left))
-        os.makedirs(folder)
-    dist.barrier()
+        with _noted(failures):
+            os.makedirs(root, exist_ok=True)
+            for left in os.listdir(root):
+                if left.endswith(".part"):  # a save that was killed
+                    shutil.rmtree(os.path.join(root, left))
+            os.makedirs(folder)
+    _agree(failures, folder, state.step)
     # Without this entry DeepSpeed's own converter refuses checkpoints of stages 1 and 2.
     version = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
     convertible = {constants.UNIVERSAL_CHECKPOINT_INFO: version}
-    engine.save_checkpoint(folder, tag=_STATE, client_state=convertible, save_latest=False, exclude_frozen_parameters=adapters)
-    torch.save(_random_state(), os.path.join(folder, f"random-{dist.get_rank():05d}.pt"))
-    dist.barrier()
+    with _writing_noted(engine, failures):
+        engine.save_checkpoint(folder, tag=_STATE, client_state=convertible, save_latest=False, exclude_frozen_parameters=adapters)
+    with _noted(failures):
+        torch.save(_random_state(), os.path.join(folder, f"random-{dist.get_rank():05d}.pt"))
+    _agree(failures, folder, state.step)
+    own: dict[str, Any] = {}
+    with _noted(failures):
+        own = _checksums(folder)
     sums: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(sums, _checksums(folder))
+    dist.all_gather_object(sums, own)
+    _agree(failures, folder, state.step)
     if dist.get_rank() == 0:
         files = {name: entry for found in sums for name, entry in found.items()}
         head = {"schema": SCHEMA, "world_size": dist.get_world_size(), "state": asdict(state), "files": files}
-        _write(os.path.join(folder, _HEAD), json.dumps(head, indent=1))
-        target = os.path.join(root, name)
-        if os.path.isdir(target):
-            shutil.rmtree(target)
-        os.rename(folder, target)
-        _sync(root)
-    dist.barrier()
-    return os.path.join(root, name)
+        with _noted(failures):
+            _write(os.path.join(folder, _HEAD), json.dumps(head, indent=1))
+            if os.path.isdir(target):
+                shutil.rmtree(target)
+            os.rename(folder, target)
+            _sync(root)
+    _agree(failures, folder, state.step)
+    return target
 
 
-def prune(output: str, *, keep: int, best: str | None) -> None:
+def prune(output: str, *, keep: int, best_step: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best one. Rank 0 only."""
-    folders = [folder for _, folder in _listed(output)]
-    for folder in folders[: max(0, len(folders) - keep)]:
-        if best is None or os.path.basename(folder) != os.path.basename(best):
+    listed = _listed(output)
+    for step, folder in listed[: max(0, len(listed) - keep)]:
+        if step != best_step:
             shutil.rmtree(folder)
+
+
+def newest(output: str) -> str | None:
+    """The newest checkpoint's folder, whole by its name; it is not read."""
+    listed = _listed(output)
+    return listed[-1][1] if listed else None
 
 
 def find(output: str, resume: str) -> Found | None:
@@ -122,7 +174,8 @@ def find(output: str, resume: str) -> Found | None:
 
 def prepare(found: Found) -> tuple[str, dict[str, Any]]:
     """The folder to load on this number of ranks, and what the DeepSpeed configuration needs for it; converts if need be."""
-    if found.world_size == dist.get_world_size():
+    # Without ZeRO every rank has the whole state, and one of them has saved it.
+    if found.world_size == dist.get_world_size() or found.state.recipe.get("zero_stage") == 0:
         return os.path.join(found.folder, _STATE), {}
     universal = os.path.join(found.folder, _UNIVERSAL)
     failure = ""
@@ -179,6 +232,59 @@ def size_bytes(engine: Any, *, adapters: bool) -> int:
         elif not adapters:
             total += count * parameter.element_size()
     return total
+
+
+# --- writing -----------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _noted(failures: list[str]) -> Iterator[None]:
+    """Keep the text of what the disk refuses: a rank that raised alone would leave the others waiting for it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a full disk
+        if is_out_of_memory(error):
+            raise
+        failures.append(f"rank {dist.get_rank()}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300])
+
+
+@contextmanager
+def _writing_noted(engine: Any, failures: list[str]) -> Iterator[None]:
+    """Note what DeepSpeed cannot write, too: its ranks wait for each other between its files."""
+
+    def noting(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> None:
+            with _noted(failures):
+                function(*args, **kwargs)
+
+        return call
+
+    places = [(engine.checkpoint_engine, "save"), (engine, "_copy_recovery_script")]
+    for place, name in places:
+        setattr(place, name, noting(getattr(place, name)))
+    try:
+        yield
+    finally:
+        for place, name in places:
+            delattr(place, name)  # the class's own again
+
+
+def _agree(failures: list[str], folder: str, step: int) -> None:
+    """Go on together or not at all; what was written of the checkpoint is removed in the second case."""
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, failures[:1])
+    why = next((reasons[0] for reasons in told if reasons), None)
+    if why is None:
+        return
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    raise NotSavedError(
+        f"the checkpoint of step {step} could not be written",
+        code="not-saved",
+        where=os.path.dirname(folder),
+        why=why,
+        hint="make room (a quota counts, too) and start the same command again: it goes on from the newest whole checkpoint",
+    )
 
 
 # --- reading and checking ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 
 from llmcheck.errors import UserError
 from llmcheck.units import round_up
+from llmcheck_trainer.dataprep import agree
 from llmcheck_trainer.loss import IGNORED
 from llmcheck_trainer.packing import best_fit
 
@@ -64,25 +66,29 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def record(self) -> dict[str, Any]:
+        """What the receipt keeps of it: the manifest's digest stands for every token, since the manifest has the files' hashes."""
+        counts = {name: self.manifest[name] for name in ("num_rows", "num_tokens", "num_supervised_tokens", "seq_len")}
+        return {"folder": self.folder, "digest": self.digest, **counts, "tokenizer_digest": self.tokenizer["digest"]}
+
     @property
     def tokenizer(self) -> Mapping[str, Any]:
         """Digest, vocabulary size and special ids of the tokenizer that made the data."""
         found: Mapping[str, Any] = self.manifest["tokenizer"]
         return found
 
-    def check_lengths(self, seq_len: int) -> None:
-        """Raises UserError when a row is longer than the plan's sequences, or there is nothing to learn from."""
+    def check_lengths(self, seq_len: int) -> UserError | None:
+        """Raises UserError when a row is longer than the plan's sequences, or there is nothing to learn from.
+
+        Returns the error of rows that were cut shorter than the plan's sequences, which may be wanted.
+        """
         if not len(self) or not self.manifest["num_supervised_tokens"]:
             raise self._wrong("no row has a token in the loss")
-        longest = int(self.lengths.max())
-        if longest > seq_len:
-            raise UserError(
-                f"a row has {longest} tokens, the plan's sequences have {seq_len}",
-                code="data-length",
-                where=f"{self.flag} {self.folder}",
-                why="longer rows need memory that the plan does not have",
-                hint=f"prepare the data with --seq-len {seq_len}, or plan with --seq-len {longest}",
-            )
+        longest, where = int(self.lengths.max()), f"{self.flag} {self.folder}"
+        beyond = agree.too_long(longest, seq_len, where)
+        if beyond is not None:
+            raise beyond
+        return agree.cut_shorter(self.manifest, longest, seq_len, where)
 
     def place(self, row: int) -> str:
         """Where row `row` came from: `file 0 line 12` (files in the order in which they were given)."""
@@ -102,8 +108,10 @@ class Prepared:
     def _read_manifest(self) -> dict[str, Any]:
         path = os.path.join(self.folder, "manifest.json")
         try:
-            with open(path, encoding="utf-8") as file:
-                manifest: dict[str, Any] = json.load(file)
+            with open(path, "rb") as file:
+                content = file.read()
+            manifest: dict[str, Any] = json.loads(content)
+            self.digest = "sha256:" + hashlib.sha256(content).hexdigest()
         except OSError as reason:
             raise UserError(
                 f"{self.folder} holds no prepared data",

@@ -15,6 +15,7 @@ from llmcheck.types import TrainingRecipe
 from llmcheck_trainer.data import MicroBatch
 
 BETAS = (0.9, 0.95)
+_SHARED_MEMORY_OP = "deepspeed_shm_comm"  # deepspeed/ops/op_builder/cpu/comm.py, 0.19.8
 Mark = Callable[[str], None]
 
 
@@ -25,6 +26,8 @@ def start_process_group() -> torch.device:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         device = torch.device("cpu")
+        # DeepSpeed would compile its collectives over shared memory first, and end where there is no compiler; gloo has its own.
+        deepspeed.ops.__compatible_ops__[_SHARED_MEMORY_OP] = False
     else:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -33,14 +36,20 @@ def start_process_group() -> torch.device:
 
 
 def build_engine(model: Any, recipe: TrainingRecipe, device: torch.device, *, lr: float, weight_decay: float = 0.0, **more: Any) -> Any:
-    """deepspeed.initialize with the plan's optimizer; `more` is merged into the DeepSpeed configuration (checkpoint conversion)."""
+    """deepspeed.initialize with the plan's optimizer; `more` is merged into the DeepSpeed configuration (checkpoint conversion).
+
+    On the CPU, PyTorch's AdamW takes the place of DeepSpeed's, which it would compile first; the arithmetic is the same.
+    """
     config = {"steps_per_print": 10**9, **recipe.deepspeed, **more}
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise UserError("nothing to train: no parameter requires a gradient", code="lora-targets", where="recipe.lora.targets")
     if recipe.optimizer == "cpu-adam" or "optimizer" in config:
         # DeepSpeed builds its own for states in host memory; a user's section keeps its values.
-        config.setdefault("optimizer", {"type": "AdamW", "params": {"lr": lr, "betas": list(BETAS), "weight_decay": weight_decay}})
+        optimizer = config.get("optimizer") or {"type": "AdamW", "params": {"lr": lr, "betas": list(BETAS), "weight_decay": weight_decay}}
+        if device.type != "cuda" and str(optimizer["type"]).lower() in ("adam", "adamw"):
+            optimizer = {**optimizer, "params": {**optimizer.get("params", {}), "torch_adam": True}}
+        config["optimizer"] = optimizer
         engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config)
     else:
         optimizer = _optimizer(recipe, parameters, device, lr, weight_decay)
@@ -69,10 +78,10 @@ def _optimizer(recipe: TrainingRecipe, parameters: list[Any], device: torch.devi
                 "the plan wants 8-bit Adam, and bitsandbytes is not installed",
                 code="missing-package",
                 where="recipe.optimizer",
-                hint='pip install "llmcheck[fast]", or plan with --optimizer fused-adam',
+                hint='pip install "llmcheck[kernels]", or plan with --optimizer fused-adam',
             ) from reason
         return AdamW8bit(parameters, lr=lr, betas=BETAS, weight_decay=weight_decay)
-    if device.type != "cuda":  # FusedAdam would have to be compiled; the arithmetic is the same
+    if device.type != "cuda":
         return torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=weight_decay)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=weight_decay, fused=True)

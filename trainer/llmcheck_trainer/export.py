@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.core_model_loading import revert_weight_conversion
 
 from llmcheck.errors import UserError
 from llmcheck.types import TrainingRecipe, TrainSettings
 from llmcheck_trainer import weights
+from llmcheck_trainer.guard import RunFailedError
 
 SHARD_BYTES = 4 << 30
 _BESIDE = ("generation_config.json", "chat_template.jinja")
@@ -43,19 +44,62 @@ def export(engine: Any, recipe: TrainingRecipe, settings: TrainSettings, source:
         )
     target = os.path.join(settings.output, kind)
     part = target + ".part"
-    if dist.get_rank() == 0:
-        shutil.rmtree(part, ignore_errors=True)
-        os.makedirs(part)
-    dist.barrier()
+    disk = _Disk()
+    disk.attempt(_empty, part)
     if kind == "adapter":
-        _write_adapter(engine.module, part)
+        _write_adapter(engine.module, part, disk)
     else:
-        _write_model(engine.module, part, source)
-    if dist.get_rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(part, target)
-    dist.barrier()
+        _write_model(engine.module, part, source, disk)
+    disk.attempt(_replace, part, target)
+    problem: list[UserError | None] = [None if disk.error is None else _not_written(kind, target, disk.error)]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        disk.clear(part)
+        raise problem[0]
     return target
+
+
+class _Disk:
+    """What rank 0 writes. After a failure nothing more is tried, but all ranks still gather every parameter, so none is left waiting."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def attempt(self, function: Callable[..., None], *args: Any) -> None:
+        """Call `function` on rank 0, unless something has failed."""
+        if dist.get_rank() != 0 or self.error is not None:
+            return
+        try:
+            function(*args)
+        except (OSError, SafetensorError, UserError) as error:
+            self.error = error
+
+    def clear(self, folder: str) -> None:
+        """Remove what was written, on rank 0."""
+        if dist.get_rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _empty(folder: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+
+
+def _replace(part: str, target: str) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(part, target)
+
+
+def _not_written(kind: str, target: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return RunFailedError(
+        f"the trained {kind} could not be written",
+        code="export",
+        where=target,
+        why=f"{type(error).__name__}: {error}"[:300],
+        hint="make room (a quota counts, too) and start the same command again: from the last checkpoint it only writes this",
+    )
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -65,15 +109,20 @@ def load_tokenizer(folder: str) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def _write_model(module: Any, folder: str, source: str) -> None:
+def _write_model(module: Any, folder: str, source: str, disk: _Disk) -> None:
     base = module.get_base_model() if hasattr(module, "get_base_model") else module
-    writer = _Shards(folder) if dist.get_rank() == 0 else None
+    writer = _Shards(folder)
     for name, tensor in _merged(base):
-        if writer is not None:
-            for written, part in revert_weight_conversion(base, {name: tensor}).items():  # checkpoints of some families have other names
-                writer.add(written, part)
-    if writer is None:
-        return
+        disk.attempt(_add, writer, base, name, tensor)
+    disk.attempt(_finish, writer, base, folder, source)
+
+
+def _add(writer: _Shards, base: Any, name: str, tensor: torch.Tensor) -> None:
+    for written, part in revert_weight_conversion(base, {name: tensor}).items():  # checkpoints of some families have other names
+        writer.add(written, part)
+
+
+def _finish(writer: _Shards, base: Any, folder: str, source: str) -> None:
     writer.finish()
     _save_config(base, folder)
     _write_beside(folder, source)
@@ -143,18 +192,20 @@ def _gathered(parameters: list[Any]) -> Any:
     return deepspeed.zero.GatheredParameters(partitioned) if partitioned else contextlib.nullcontext()
 
 
-def _write_adapter(module: Any, folder: str) -> None:
+def _write_adapter(module: Any, folder: str, disk: _Disk) -> None:
     """adapter_model.safetensors and adapter_config.json, as peft writes them."""
-    from peft import get_peft_model_state_dict
-
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             with _gathered([parameter]):
                 if dist.get_rank() == 0:
                     state[name] = parameter.detach().to("cpu", copy=True)
-    if dist.get_rank() != 0:
-        return
+    disk.attempt(_save_adapter, module, folder, state)
+
+
+def _save_adapter(module: Any, folder: str, state: dict[str, torch.Tensor]) -> None:
+    from peft import get_peft_model_state_dict
+
     adapter = get_peft_model_state_dict(module, state_dict=state, save_embedding_layers=False)
     in_place = {name.replace(".base_layer", ""): tensor for name, tensor in state.items() if "lora_" not in name and _COPY not in name}
     adapter.update({name: tensor for name, tensor in in_place.items() if name not in adapter})

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
@@ -65,16 +66,18 @@ class LossGuard:
 
 
 class StopRequest:
-    """SIGTERM and SIGUSR1 ask the run to save and stop after the step that it is in."""
+    """SIGTERM, SIGUSR1 and Ctrl-C ask the run to save and stop after the step that it is in; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
         self.wanted = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
         self.wanted = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -83,6 +86,42 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, torch.OutOfMemoryError)
         or "CUDA out of memory" in str(error)
         or "NCCL WARN Cuda failure 'out of memory'" in str(error)
+    )
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether the ranks can no longer reach each other: NCCL, the store and gloo say so in different ways."""
+    if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
+        return True
+    text = str(error)
+    return (
+        isinstance(error, RuntimeError)
+        and "gloo" in text
+        and any(word in text for word in ("peer", "imed out", "Read error", "Write error"))
+    )
+
+
+def lost_rank(output: str, phase: str, newest: str | None, error: BaseException) -> RunFailedError:
+    """The error of a rank whose collective failed because another is gone. `newest`: the checkpoint to go on from."""
+    text = str(error).strip()
+    return RunFailedError(
+        f"another rank is gone, or cannot be reached, in {phase}",
+        code="rank-lost",
+        where=output,
+        why=text.splitlines()[0][:300] if text else type(error).__name__,
+        hint="its own error or its exit code in the launcher's lines says why: -9 is often the system for want of host memory (dmesg); "
+        + (f"the same command goes on from {os.path.basename(newest)}" if newest else "no checkpoint had been saved"),
+    )
+
+
+def file_error(phase: str, error: OSError) -> RunFailedError:
+    """The error to end with where the system refuses a file."""
+    return RunFailedError(
+        f"{error.strerror}, in {phase}",
+        code="files",
+        where=os.fspath(error.filename) if isinstance(error.filename, (str, os.PathLike)) else "--output",
+        why=f"{type(error).__name__}, errno {error.errno}",
+        hint="mend that, and start the same command again: it goes on from the newest whole checkpoint",
     )
 
 

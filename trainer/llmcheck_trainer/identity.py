@@ -5,24 +5,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
 from llmcheck_trainer.data import Prepared
+from llmcheck_trainer.dataprep import agree
 
 # Checks that `--allow` turns into warnings: the run is possible without them, its outcome or the plan's estimate is then not what was said.
-ALLOWABLE = ("plan-edited", "pad-is-eos", "other-run", "does-not-fit")
+ALLOWABLE = ("plan-edited", "pad-is-eos", "other-run", "does-not-fit", "tokenizer", "seq-len")
 
 
 class Checks:
-    """Fails or, for the codes in `allow`, warns."""
+    """Fails or, for the codes in `allow` and those that the plan keeps as allowed, warns."""
 
-    def __init__(self, allow: str, *, speak: bool = True) -> None:
-        self.allowed = {code.strip() for code in allow.split(",") if code.strip()}
+    def __init__(self, allow: str, *, kept: Iterable[str] = (), speak: bool = True) -> None:
+        asked = {code.strip() for code in allow.split(",") if code.strip()}
+        self.allowed = asked | set(kept)
         self.speak = speak
-        unknown = sorted(self.allowed - set(ALLOWABLE))
+        unknown = sorted(asked - set(ALLOWABLE))
         if unknown:
             raise UserError(f"--allow does not know {unknown[0]!r}", code="usage", where="--allow", hint="it knows " + ", ".join(ALLOWABLE))
 
@@ -86,14 +88,9 @@ def check_tokenizer(plan_file: PlanFile, data: Prepared, config: Any, checks: Ch
     plan, tokenizer = plan_file.plan, data.tokenizer
     where = f"{data.flag} {data.folder}"
     rows = plan.model.config["vocab_size"]
-    if tokenizer["vocab_size"] > rows:
-        raise UserError(
-            f"the data's tokenizer has {tokenizer['vocab_size']} tokens, the plan's model has {rows} rows",
-            code="vocabulary",
-            where=where,
-            why="an id beyond the last row is an illegal memory access on the GPU",
-            hint="prepare the data with the model's own tokenizer",
-        )
+    beyond = agree.beyond_vocabulary(data.manifest, rows, where)
+    if beyond is not None:
+        raise beyond
     for name in ("eos", "bos"):
         wanted, found = getattr(config, f"{name}_token_id", None), tokenizer.get(f"{name}_id")
         accepted = wanted if isinstance(wanted, list) else [wanted]
@@ -117,9 +114,18 @@ def check_tokenizer(plan_file: PlanFile, data: Prepared, config: Any, checks: Ch
         )
 
 
-def check_same_tokenizer(folder: str, data: Prepared, load: Callable[[str], Any]) -> None:
-    """The tokenizer in the weights' folder, where there is one, is the one that made the data: size and special ids."""
-    if not any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+def check_same_tokenizer(folder: str, data: Prepared, load: Callable[[str], Any], checks: Checks) -> None:
+    """The tokenizer in the weights' folder, where there is one, is the one that made the data.
+
+    Told by digest; size and special ids where it is of files that only transformers reads.
+    """
+    where = f"{data.flag} {data.folder}"
+    if any(os.path.isfile(os.path.join(folder, name)) for name in agree.READABLE):
+        differs = agree.other_tokenizer(data.manifest, folder, where)
+        if differs is not None:
+            checks.fail(differs)
+        return
+    if not os.path.isfile(os.path.join(folder, "tokenizer_config.json")):
         return
     tokenizer = load(folder)
     found = {"vocab_size": len(tokenizer), "eos_id": tokenizer.eos_token_id, "bos_id": tokenizer.bos_token_id}
@@ -130,11 +136,13 @@ def check_same_tokenizer(folder: str, data: Prepared, load: Callable[[str], Any]
     }
     if differing:
         key, (theirs, ours) = next(iter(differing.items()))
-        raise UserError(
-            f"the data was made with another tokenizer than the one beside the weights: {key} {theirs}, not {ours}",
-            code="tokenizer",
-            where=f"{data.flag} {data.folder}",
-            hint=f"prepare the data with the tokenizer in {folder}",
+        checks.fail(
+            UserError(
+                f"the data was made with another tokenizer than the one beside the weights: {key} {theirs}, not {ours}",
+                code="tokenizer",
+                where=where,
+                hint=f"prepare the data with --tokenizer {folder}",
+            )
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
-import os
 import sys
 from collections import deque
 from functools import partial
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
-from llmcheck_trainer import checkpoint, evaluation, export, guard, identity, model, receipt, varlen
+from llmcheck_trainer import checkpoint, claim, evaluation, export, guard, identity, model, receipt, varlen
 from llmcheck_trainer.data import Prepared, Shape, Stream
 from llmcheck_trainer.engine import build_engine, set_lr, start_process_group, train_step
 from llmcheck_trainer.placement import choose_packing, placement_of
@@ -33,13 +33,20 @@ def run(plan_file: PlanFile, plan_path: str, settings: TrainSettings) -> int:
     device = start_process_group()
     phase = Phase("loading")
     try:
-        return _train(plan_file, plan_path, settings, device, phase)
+        with contextlib.ExitStack() as held:
+            return _train(plan_file, plan_path, settings, device, phase, held)
+    except UserError:
+        raise
     except Exception as error:
+        if guard.is_lost_rank(error):
+            raise guard.lost_rank(settings.output, phase.name, checkpoint.newest(settings.output), error) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise guard.file_error(phase.name, error) from error
         if not guard.is_out_of_memory(error):
             raise
         report = guard.out_of_memory(plan_file, phase.name, device, error)
         if phase.meter is not None:
-            receipt.write(settings.output, plan_file, settings, phase.meter, "out-of-memory", {"phase": phase.name})
+            receipt.write(settings.output, plan_file, settings, phase.meter, "out-of-memory", {"phase": phase.name}, phase.inputs)
         raise report from error
 
 
@@ -55,6 +62,7 @@ class Phase:
     def __init__(self, name: str) -> None:
         self.name = name
         self.meter: receipt.Meter | None = None
+        self.inputs: dict[str, Any] = {}  # what the receipt keeps of the data
 
 
 class Pending(NamedTuple):
@@ -72,22 +80,26 @@ class Pending(NamedTuple):
     arrived: Any = None
 
 
-def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device: torch.device, phase: Phase) -> int:
+def _train(
+    plan_file: PlanFile, plan_path: str, settings: TrainSettings, device: torch.device, phase: Phase, held: contextlib.ExitStack
+) -> int:
     plan, recipe = plan_file.plan, plan_file.plan.recipe
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(settings.seed)
     stop = guard.StopRequest()
 
     # What must agree comes first: nothing is loaded for a run that would be the wrong one.
-    checks = identity.Checks(settings.allow, speak=rank == 0)
+    checks = identity.Checks(settings.allow, kept=plan_file.allowed_codes(), speak=rank == 0)
     identity.check_plan(plan_file, plan_path, world, checks)
     data = Prepared(settings.data)
-    data.check_lengths(recipe.seq_len)
+    cut = data.check_lengths(recipe.seq_len)
+    if cut is not None:
+        checks.fail(cut)
     folder = model.find_weights(plan.model, settings.weights)
     config = model.build_config(plan.model, recipe, folder)
     identity.check_tokenizer(plan_file, data, config, checks)
-    identity.check_same_tokenizer(folder, data, export.load_tokenizer)
-    os.makedirs(settings.output, exist_ok=True)
+    identity.check_same_tokenizer(folder, data, export.load_tokenizer, checks)
+    held.enter_context(claim.output(settings.output))
 
     packing = choose_packing(settings.packing, plan.model, recipe, config)
     shape = Shape(recipe.micro_batch_size, recipe.grad_accum_steps, world, rank)
@@ -99,12 +111,22 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
     if settings.max_steps:
         stream.limit = min(stream.limit, settings.max_steps * shape.global_batch)
     held_out = evaluation.load(settings, recipe, shape, pad_id)
+    phase.inputs["data"] = data.record()
+    if held_out is not None:
+        cut = held_out.data.check_lengths(recipe.seq_len)
+        if cut is not None:
+            checks.fail(cut)
+        identity.check_tokenizer(plan_file, held_out.data, config, checks)
+        identity.check_same_tokenizer(folder, held_out.data, export.load_tokenizer, checks)
+        phase.inputs["eval_data"] = held_out.data.record()
     placement = placement_of(plan.model, recipe, device, model.DTYPES[recipe.precision], packing=packing, config=config)
 
     run_identity = identity.run_identity(data, recipe.seq_len, packing=packing, seed=settings.seed)
     found = checkpoint.find(settings.output, settings.resume)
     if found is not None and found.state.run_identity != run_identity:
         checks.fail(_another_run(found))
+    if found is not None:
+        checkpoint.check_recipe(found, recipe)
     resumed_from, more = (None, {}) if found is None else checkpoint.prepare(found)
 
     # Model and engine, in the order of the simulation.
@@ -123,12 +145,19 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
     size = checkpoint.size_bytes(engine, adapters=adapters)
     checkpoint.check_space(settings.output, size * (settings.keep + 1))
     state = checkpoint.State(
-        step=0, position=0, num_tokens=0, best_loss=None, bad_evaluations=0, plan_digest=plan_file.digest, run_identity=run_identity
+        step=0,
+        position=0,
+        num_tokens=0,
+        best_loss=None,
+        bad_evaluations=0,
+        plan_digest=plan_file.digest,
+        run_identity=run_identity,
+        recipe=checkpoint.recipe_of(recipe),
     )
     if found is not None and resumed_from is not None:
         phase.name = "loading the checkpoint"
         checkpoint.load(engine, resumed_from, adapters=adapters)
-        state = found.state
+        state = checkpoint.State(**{**found.state.__dict__, "recipe": state.recipe})
     if settings.compile:
         engine.compile()
 
@@ -143,7 +172,6 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
     watch = guard.LossGuard(settings.output, stop_at_nan=settings.on_nan == "stop")
     total = torch.zeros((), dtype=torch.float32, device=device)
     pending: deque[Pending] = deque()
-    best_folder: str | None = None
     outcome = "finished"
 
     def settle() -> bool:
@@ -198,6 +226,7 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
                 **{
                     **state.__dict__,
                     "best_loss": result.loss if better else state.best_loss,
+                    "best_step": step if better else state.best_step,
                     "bad_evaluations": 0 if better else state.bad_evaluations + 1,
                 }
             )
@@ -215,11 +244,8 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
             if asked:
                 settle()
             saved = _save(engine, settings, state, adapters=adapters, needed=size, last=at_end or outcome != "finished")
-            if saved is not None:
-                if state.bad_evaluations == 0 and state.best_loss is not None:
-                    best_folder = saved
-                if rank == 0:
-                    checkpoint.prune(settings.output, keep=settings.keep, best=best_folder)
+            if saved is not None and rank == 0:
+                checkpoint.prune(settings.output, keep=settings.keep, best_step=state.best_step)
         if eval_now or save_now:
             meter.pause()
         if outcome != "finished":
@@ -232,7 +258,7 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
         if written is not None:
             progress.say(f"model in {written}")
     facts = {"step": step, "position": position, "num_tokens": tokens, "loss": progress.last_loss, "eval_loss": final_loss}
-    receipt.write(settings.output, plan_file, settings, meter, outcome, facts)
+    receipt.write(settings.output, plan_file, settings, meter, outcome, facts, phase.inputs)
     progress.end(outcome)
     dist.barrier()
     return 0
@@ -240,19 +266,24 @@ def _train(plan_file: PlanFile, plan_path: str, settings: TrainSettings, device:
 
 def _save(engine: Any, settings: TrainSettings, state: checkpoint.State, *, adapters: bool, needed: int, last: bool) -> str | None:
     """Save; without room for it, a run goes on to try again later, unless this is the last chance."""
-    problem: list[UserError | None] = [None]
+    told: list[UserError | None] = [None]
     if dist.get_rank() == 0:
         try:
             checkpoint.check_space(settings.output, needed)
         except UserError as error:
-            problem = [error]
-    dist.broadcast_object_list(problem, src=0)
-    if problem[0] is None:
-        return checkpoint.save(engine, settings.output, state, adapters=adapters)
+            told = [error]
+    dist.broadcast_object_list(told, src=0)
+    problem = told[0]
+    if problem is None:
+        try:
+            return checkpoint.save(engine, settings.output, state, adapters=adapters)
+        except checkpoint.NotSavedError as error:  # on all ranks
+            problem = error
     if last:
-        raise problem[0]
+        raise problem
     if dist.get_rank() == 0:
-        sys.stderr.write(f"warning[disk-full]: not saved at step {state.step}: {problem[0].what}\n")
+        why = f" ({problem.why})" if problem.why else ""
+        sys.stderr.write(f"warning[{problem.code}]: not saved at step {state.step}: {problem.what}{why}\n")
     return None
 
 

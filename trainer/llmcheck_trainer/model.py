@@ -128,7 +128,7 @@ def _apply_liger(family: str) -> None:
             "the plan wants Liger kernels, and the package is not installed",
             code="missing-package",
             where="recipe.loss: liger",
-            hint='pip install "llmcheck[fast]", or plan with --loss chunked',
+            hint='pip install "llmcheck[kernels]", or plan with --loss chunked',
         ) from reason
     name = f"apply_liger_kernel_to_{family.removesuffix('_text') if family == 'gemma3_text' else family}"
     if not hasattr(liger, name):
@@ -168,7 +168,7 @@ def _quantised(config: Any, recipe: TrainingRecipe, device: torch.device, folder
             "the plan wants 4-bit weights, and bitsandbytes is not installed",
             code="missing-package",
             where="recipe.method: qlora",
-            hint='pip install "llmcheck[fast]", or plan with --method lora',
+            hint='pip install "llmcheck[kernels]", or plan with --method lora',
         ) from reason
     return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -29,7 +30,8 @@ class Progress:
         self.speaks = dist.get_rank() == 0
         self.memory, self.planned, self.total, self.trackers = memory, planned, total, trackers
         self.last_loss: float | None = None
-        self._log = open(os.path.join(output, "log.jsonl"), "a", encoding="utf-8") if self.speaks else None  # noqa: SIM115
+        self._log = open(os.path.join(output, "log.jsonl"), "ab", buffering=0) if self.speaks else None  # noqa: SIM115
+        self._log_failed = False
         self._recent: list[tuple[float, int, int, int]] = [(time.perf_counter(), position, 0, 0)]
         self._tokens = self._padded = 0
         self._line_at = 0.0
@@ -120,6 +122,18 @@ class Progress:
         self.say(outcome)
 
     def _write(self, values: dict[str, Any]) -> None:
+        """One line of the log, whole or not at all. A run does not end for want of it."""
         assert self._log is not None
-        self._log.write(json.dumps(values) + "\n")
-        self._log.flush()
+        line = (json.dumps(values) + "\n").encode()
+        size = os.fstat(self._log.fileno()).st_size
+        try:
+            if self._log.write(line) == len(line):
+                return
+            reason = "no room"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._log.fileno(), size)
+        if not self._log_failed:
+            self.say(f"warning[log]: {self._log.name} lacks steps from here on: {reason}")
+        self._log_failed = True

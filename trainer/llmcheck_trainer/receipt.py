@@ -8,6 +8,7 @@ import platform
 import socket
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -101,7 +102,15 @@ class Meter:
         }
 
 
-def write(output: str, plan_file: PlanFile, settings: TrainSettings, meter: Meter, outcome: str, progress: dict[str, Any]) -> None:
+def write(
+    output: str,
+    plan_file: PlanFile,
+    settings: TrainSettings,
+    meter: Meter,
+    outcome: str,
+    progress: dict[str, Any],
+    inputs: Mapping[str, Any],
+) -> None:
     """Write run.json; all ranks call it. After an out-of-memory error each failing rank cannot count on the others: rank 0 writes alone."""
     own = meter.record()
     ranks: list[Any] = [own]
@@ -120,6 +129,9 @@ def write(output: str, plan_file: PlanFile, settings: TrainSettings, meter: Mete
         "world_size": dist.get_world_size(),
         "versions": versions(),
         "settings": settings._asdict(),
+        "allowed": [asdict(each) for each in plan_file.allowed],
+        "data": inputs.get("data"),
+        "eval_data": inputs.get("eval_data"),
         "progress": progress,
         "predicted": {
             "peak_allocated_bytes": plan.memory.rank0.peak_allocated_bytes,

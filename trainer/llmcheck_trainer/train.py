@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         complain(error)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
 
 
 def complain(error: UserError) -> None:

@@ -162,24 +162,32 @@ def lever(verdict: Any, *flags: str) -> Lever:
 def test_what_does_not_fit_ends_on_the_change_that_makes_it_fit(synthetic_plan: Plan) -> None:
     levers = (lever("does-not-fit", "--loss", "chunked"), lever("tight", "--zero", "2"), lever("fits", "--zero", "3"))
     plan = replace(synthetic_plan, verdict="does-not-fit", what_if=levers)
-    steps = command.next_steps(plan, parsed("--gpus", "8", "--zero", "1", "--out", "p.json"))
-    assert steps == ("llmcheck plan --model bloomz-560m --gpus 8 --zero 1 --zero 3",)
+    steps = command.next_steps(plan, parsed("--gpus", "8", "--zero", "1", "--out", "p.json"), explicit=False)
+    assert steps == ("llmcheck plan --model bloomz-560m --gpus 8 --zero 3",)
 
 
-def test_what_nothing_makes_fit_ends_on_no_command(synthetic_plan: Plan) -> None:
+def test_what_no_change_makes_fit_ends_on_no_command_but_says_where_to_look(synthetic_plan: Plan) -> None:
     plan = replace(synthetic_plan, verdict="does-not-fit", what_if=(lever("does-not-fit", "--zero", "3"),))
-    assert command.next_steps(plan, parsed()) == ()
+    (step,) = command.next_steps(plan, parsed(), explicit=False)
+    assert step.startswith("no single change tried makes it fit")
 
 
-def test_what_fits_ends_on_the_command_that_saves_it(synthetic_plan: Plan) -> None:
-    (step,) = command.next_steps(synthetic_plan, parsed("--gpus", "8"))
+def test_what_fits_ends_on_the_users_own_command_with_the_file(synthetic_plan: Plan) -> None:
+    steps = command.next_steps(synthetic_plan, parsed("--gpus", "8", "--verbose", "--format", "text"), explicit=False)
+    assert steps == ("llmcheck plan --model bloomz-560m --gpus 8 --out plan.json",)
+
+
+def test_the_explicit_command_spells_every_choice_out(synthetic_plan: Plan) -> None:
+    (step,) = command.next_steps(synthetic_plan, parsed("--gpus", "8"), explicit=True)
     words = shlex.split(step)
     assert words[-2:] == ["--out", "plan.json"]
     assert cli.parser_of("plan").parse_strictly(words[2:]).grad_accum == 4
 
 
 def test_what_was_saved_ends_on_what_to_do_with_it(synthetic_plan: Plan) -> None:
-    assert "saved p.json" in command.next_steps(synthetic_plan, parsed("--out", "p.json"))[0]
+    run, saved, _ = command.next_steps(synthetic_plan, parsed("--out", "p.json"), explicit=False)
+    assert run == "llmcheck train --plan p.json --data FILE... --output run"
+    assert "saved p.json" in saved
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import prepared_data
 import pytest
 import yaml
 
@@ -32,6 +33,12 @@ def plan(tmp_path: Path, llmcheck: Any) -> Path:
     return make_plan(llmcheck, tmp_path / "plan.json", "--gpus", "2")
 
 
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """For bloomz-560m and the default sequence length."""
+    return prepared_data.write(tmp_path / "d", [[5, 6, 2]], vocab_size=250680, seq_len=1024)
+
+
 def make_plan(llmcheck: Any, path: Path, *options: str) -> Path:
     code, _, err = llmcheck("plan", "--model", "bloomz-560m", "--gpu", "H100", "--micro-batch", "1", *options, "--out", path)
     assert code == 0, err
@@ -42,7 +49,7 @@ def command_of(out: str) -> list[str]:
     return shlex.split(out.splitlines()[-1])
 
 
-def test_the_command_is_the_plans_own_with_the_settings(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+def test_the_command_is_the_plans_own_with_the_settings(plan: Path, data: Path, tmp_path: Path, llmcheck: Any) -> None:
     code, out, _ = llmcheck(
         "train", "--plan", plan, "--data", tmp_path / "d", "--output", tmp_path / "o", "--lr", "3e-4", "--compile", "--dry-run"
     )
@@ -57,10 +64,10 @@ def test_the_command_is_the_plans_own_with_the_settings(plan: Path, tmp_path: Pa
         assert f"export {name}={value}" in out.replace("'", "")
 
 
-def test_every_setting_reaches_the_trainer_by_its_own_option(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+def test_every_setting_reaches_the_trainer_by_its_own_option(plan: Path, data: Path, tmp_path: Path, llmcheck: Any) -> None:
     values = {
         "weights": "some/name",
-        "eval_data": str(tmp_path),
+        "eval_data": str(data),
         "epochs": 2.5,
         "max_steps": 7,
         "lr": 0.001,
@@ -87,14 +94,14 @@ def test_every_setting_reaches_the_trainer_by_its_own_option(plan: Path, tmp_pat
     for name, value in values.items():
         flag = "--" + name.replace("_", "-")
         words += [flag] if value is True else [flag, str(value)]
-    code, out, err = llmcheck("train", "--plan", plan, "--data", tmp_path, "--output", tmp_path / "o", *words, "--dry-run")
+    code, out, err = llmcheck("train", "--plan", plan, "--data", data, "--output", tmp_path / "o", *words, "--dry-run")
     found = command_of(out)
 
     assert code == 0, err
     assert found[found.index("--plan") + 6 :] == words  # after plan, data and output, in the settings' order
 
 
-def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(tmp_path: Path, llmcheck: Any) -> None:
+def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path, tmp_path: Path, llmcheck: Any) -> None:
     plan = make_plan(llmcheck, tmp_path / "plan.json", "--gpus", "16", "--nodes", "2")
     base = ("train", "--plan", plan, "--data", tmp_path / "d", "--output", tmp_path / "o", "--dry-run")
     hosts = tmp_path / "hosts"
@@ -122,21 +129,27 @@ def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(tmp_path: 
     ("words", "said"),
     [
         (["--data", "d"], "--output is missing"),
-        (["--data", "a.json", "b.json", "--output", "o"], "llmcheck data prepare"),
-        (["--data", "d", "--output", "o", "--gpus", "4"], "no meaning with --plan"),
+        (["--data", "d", "--output", "o", "--gpus", "4"], "--gpus has no meaning with --plan"),
+        (["--data", "d", "--output", "o", "--micro-batch", "4"], "--micro-batch has no meaning with --plan"),
+        (["--data", "d", "--output", "o", "--allow", "LCM104"], "says no reason"),
+        (["--data", "d", "--output", "o", "--allow", "LCM104= "], "says no reason"),
+        (["--data", "d", "--output", "o", "--allow", "LCM1O4=typed"], "did you mean"),
         (["--data", "d", "--output", "o", "--allow", "everything"], "does not know 'everything'"),
         (["--data", "d", "--output", "o", "--patience", "2"], "needs --eval-data"),
-        (["--data", "d\n--evil", "--output", "o"], "cannot be printed"),
+        (["--data", "d", "--output", "o\n--evil"], "cannot be printed"),
     ],
 )
-def test_what_cannot_be_meant(words: list[str], said: str, plan: Path, llmcheck: Any) -> None:
+def test_what_cannot_be_meant(
+    words: list[str], said: str, plan: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmcheck: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where `data` is the folder d
     code, out, err = llmcheck("train", "--plan", plan, *words, "--dry-run")
 
     assert (code, out) == (2, "")
     assert said in err
 
 
-def test_an_edited_plan_is_refused_here_already(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+def test_an_edited_plan_is_refused_here_already(plan: Path, data: Path, tmp_path: Path, llmcheck: Any) -> None:
     document = json.loads(plan.read_text())
     document["recipe"]["gradient_clipping"] = 2.0
     plan.write_text(json.dumps(document))
@@ -146,7 +159,7 @@ def test_an_edited_plan_is_refused_here_already(plan: Path, tmp_path: Path, llmc
     assert llmcheck(*base, "--allow", "plan-edited")[0] == 0
 
 
-def test_from_the_options_of_plan_it_plans_first(tmp_path: Path, llmcheck: Any) -> None:
+def test_from_the_options_of_plan_it_plans_first(data: Path, tmp_path: Path, llmcheck: Any) -> None:
     code, out, err = llmcheck(
         *("train", "--model", "bloomz-560m", "--gpus", "4", "--gpu", "H100", "--micro-batch", "1"),
         *("--data", tmp_path / "d", "--output", tmp_path / "o", "--dry-run"),

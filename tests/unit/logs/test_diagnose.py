@@ -98,6 +98,13 @@ def test_an_unsure_effect_stands_under_a_surer_one_where_no_root_is_known() -> N
     assert shape(of("unsure\nsure\nother\n", *rules)) == [("SURE", ["UNSURE"], []), ("OTHER", [], [])]
 
 
+def test_a_general_signature_is_not_told_of_a_line_that_an_exact_one_knows() -> None:
+    general, exact = rule("general", confidence="low"), rule("exact")
+    assert shape(of("general exact\n", general, exact)) == [("EXACT", [], [])]
+    assert shape(of("general exact\ngeneral alone\n", general, exact)) == [("EXACT", [], []), ("GENERAL", [], [])]
+    assert shape(of("general alone\n", general, exact)) == [("GENERAL", [], [])]
+
+
 def test_a_clean_log_has_no_diagnosis() -> None:
     assert of("step 1\n", rule("cause")) == Diagnosis(num_lines=1, num_bytes=7)
 

@@ -97,6 +97,15 @@ def test_a_lever_is_what_planning_it_gives(request_of: Make, tools: Tools) -> No
     assert lever.speed_ratio == pytest.approx(other.time.tokens_per_s / plan.time.tokens_per_s)
 
 
+def test_a_larger_gpu_is_no_way_where_the_host_lacks_memory(request_of: Make, tools: Tools) -> None:
+    request = request_of("llama-2-70b", gpus=8, method="full", offload="optimizer")
+    poor = replace(request, cluster=replace(request.cluster, host_memory_bytes=GIB))
+    assert any(
+        "--gpu" in lever.flags for lever in search(request_of("llama-2-70b", gpus=8, method="full", offload="none"), tools=tools).what_if
+    )
+    assert not any("--gpu" in lever.flags for lever in search(poor, tools=tools).what_if)
+
+
 def test_alternatives_are_of_another_kind(request_of: Make, tools: Tools) -> None:
     plan = search(request_of(), tools=tools)
     kinds = [(r.method, r.zero_stage, r.offload, r.checkpointing, r.loss) for r in (plan.recipe, *(a.recipe for a in plan.alternatives))]

@@ -50,7 +50,11 @@ def test_extras_are_never_chosen_unasked(request_of: Make) -> None:
 
 
 def test_a_model_without_fused_attention_runs_eager(request_of: Make) -> None:
-    assert {r.attention for r in space(request_of("bloomz-7b1")).recipes("full")} == {"eager"}
+    assert {r.attention for r in space(request_of("mpt-7b")).recipes("full")} == {"eager"}
+
+
+def test_bloom_runs_the_trainers_fused_attention(request_of: Make) -> None:
+    assert {r.attention for r in space(request_of("bloomz-7b1")).recipes("full")} == {"sdpa"}
 
 
 def test_bf16_where_the_gpu_has_it(request_of: Make) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcheck.console import Terminal
-from llmcheck.render.draw import Part, Pen, bar, cells, cut, pad, table, width_of, wrap
+from llmcheck.render.draw import Part, Pen, bar, cells, cut, pad, table, table_rows, width_of, wrap
 
 PLAIN = Pen(Terminal())
 ASCII = Pen(Terminal(unicode=False))
@@ -79,7 +79,8 @@ words = st.text(st.characters(categories=["L", "N", "P"]), max_size=70)
 
 @given(st.lists(st.tuples(words, words.map(lambda w: w[:9]), words), min_size=1, max_size=5), st.booleans())
 def test_a_table_keeps_to_its_columns(rows: list[tuple[str, str, str]], fold: bool) -> None:
-    assert all(width_of(line) <= 60 for line in table(rows, (False, True, False), 60, PLAIN, fold=fold))
+    drawn = table_rows(rows, (False, True, False), 60, PLAIN, fold=fold)
+    assert all(width_of(line) <= 60 for lines in drawn for line in lines)
 
 
 @given(st.lists(st.tuples(words, words.map(lambda w: w[:9]), words), min_size=1, max_size=5))
@@ -87,12 +88,11 @@ def test_a_table_has_a_line_per_row_unless_it_may_fold(rows: list[tuple[str, str
     assert len(table(rows, (False, True, False), 60, PLAIN)) == len(rows)
 
 
-def test_a_folding_table_gives_free_text_two_lines() -> None:
+def test_a_folding_table_gives_free_text_more_lines() -> None:
     rows = [("change", "GiB", "price"), ("--zero 3", "-5.03", "weights are sharded too: same result")]
-    assert table(rows, (False, True, False), 40, PLAIN, fold=True) == [
-        "change      GiB  price",
-        "--zero 3  -5.03  weights are sharded",
-        "                 too: same result",
+    assert table_rows(rows, (False, True, False), 40, PLAIN, fold=True) == [
+        ["change      GiB  price"],
+        ["--zero 3  -5.03  weights are sharded", "                 too: same result"],
     ]
 
 

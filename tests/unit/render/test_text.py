@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from llmcheck.console import Terminal
-from llmcheck.planner.plan import Lever, Plan, SolveResult
+from llmcheck.planner.plan import Finding, Lever, Plan, SolveResult
 from llmcheck.render.draw import width_of
 from llmcheck.render.text import memory_parts, render
 from llmcheck.units import GIB
@@ -32,8 +32,55 @@ def test_no_line_is_wider_than_the_terminal(synthetic_plan: Plan, columns: int, 
     assert [line for line in text.splitlines() if width_of(line) > columns] == []
 
 
-def test_it_is_one_screen(synthetic_plan: Plan) -> None:
-    assert len(render(synthetic_plan, next_steps=("llmcheck plan --model example-7b --out plan.json",)).splitlines()) <= 50
+def crowded(plan: Plan) -> Plan:
+    """`plan` with more of everything than a screen holds."""
+    note = Finding(code="LCM010", severity="note", message="a note of some length " * 6, fix="--loss chunked")
+    lever = Lever(title="a change with a long title", flags=("--zero", "3"), delta_bytes=1, speed_ratio=1.0, quality="none", verdict="fits")
+    other = replace(
+        plan.alternatives[0], title="full fine-tuning, ZeRO-3, parameters and optimizer offloaded, micro-batch 32, checkpointing"
+    )
+    return replace(
+        plan,
+        reasons=tuple(f"reason number {i} why this recipe was chosen and no other" for i in range(9)),
+        findings=(replace(note, severity="warning"), *([note] * 6)),
+        what_if=(lever,) * 5,
+        alternatives=(other,) * 6,
+        memory=replace(plan.memory, assumptions=("an assumption of the estimate that takes its room",) * 9),
+    )
+
+
+def test_it_is_one_screen_however_much_there_is_to_say(synthetic_plan: Plan) -> None:
+    for plan in (synthetic_plan, crowded(synthetic_plan)):
+        assert len(render(plan, next_steps=("llmcheck plan --model example-7b --out plan.json",)).splitlines()) <= 45
+
+
+def test_what_a_screen_does_not_hold_is_counted_and_in_the_verbose_report(synthetic_plan: Plan) -> None:
+    plan = crowded(synthetic_plan)
+    counts = re.findall(r"(\d+) (reasons?|notes?|changes?|alternatives?|assumptions?)", " ".join(render(plan).split("left out")[1].split()))
+    full = render(plan, verbose=True)
+    assert {name.rstrip("s") for _, name in counts} == {"reason", "note", "change", "alternative", "assumption"}
+    assert "left out" not in full
+    assert full.count("note LCM010") == 6
+    assert full.count("--zero 3") == 5
+
+
+def test_an_error_is_never_left_out(synthetic_plan: Plan) -> None:
+    plan = crowded(synthetic_plan)
+    errors = tuple(Finding(code=f"LCM0{i}", severity="error", message="what is wrong " * 20) for i in range(10, 30))
+    text = render(replace(plan, findings=errors))
+    assert [finding.code for finding in errors if f"error {finding.code}" not in text] == []
+
+
+def test_what_was_assumed_about_the_machine_is_never_left_out(synthetic_plan: Plan) -> None:
+    plan = crowded(synthetic_plan)
+    assumed = Finding(code="LCM090", severity="note", message="no GPU was named and none was found here: planned for A100-40G")
+    assert "note LCM090" in render(replace(plan, findings=(*plan.findings, assumed)))
+
+
+def test_a_reason_that_a_finding_gives_is_not_given_twice(synthetic_plan: Plan) -> None:
+    finding = Finding(code="LCM008", severity="warning", message="it fits, but barely: the margin is small")
+    text = render(replace(synthetic_plan, reasons=("the margin is small",), findings=(finding,)))
+    assert text.count("the margin is small") == 1
 
 
 def test_the_first_line_is_the_verdict_with_its_margin(synthetic_plan: Plan) -> None:
@@ -46,9 +93,12 @@ def test_a_plan_that_does_not_fit_says_how_much_is_missing(synthetic_plan: Plan)
     assert first == " DOES NOT FIT  needs 26.00 GiB per GPU, Example-40G has 22.00: 4.00 GiB too little"
 
 
-def test_a_tight_plan_says_so(synthetic_plan: Plan) -> None:
-    text = render(replace(with_gpu_gib(synthetic_plan, 26.2), verdict="tight"))
-    assert "which is within the error band" in " ".join(text.split("\n\n")[0].split())
+def test_a_tight_plan_says_why(synthetic_plan: Plan) -> None:
+    def verdict(gib: float) -> str:
+        return " ".join(render(replace(with_gpu_gib(synthetic_plan, gib), verdict="tight")).split("\n\n")[0].split())
+
+    assert "to spare, which is within the error band" in verdict(26.2)
+    assert "14.00 GiB (35 %) to spare, but only while the allocator gives memory back" in verdict(40)
 
 
 def test_a_plan_that_fails_elsewhere_does_not_blame_the_gpu(synthetic_plan: Plan) -> None:
@@ -93,13 +143,13 @@ def test_what_was_not_checked_is_printed(synthetic_plan: Plan) -> None:
 def test_the_error_band_and_the_evidence_are_printed(synthetic_plan: Plan) -> None:
     text = " ".join(render(synthetic_plan).split())
     assert "error band ±2.0 %" in text
-    assert "kernels of this GPU were not measured" in text
+    assert "this GPU's kernels were not measured" in text
 
 
-def test_long_notes_are_cut_with_a_way_to_the_rest(synthetic_plan: Plan) -> None:
+def test_long_notes_are_left_out_with_a_way_to_the_rest(synthetic_plan: Plan) -> None:
     many = tuple(f"assumption number {i} of many" for i in range(40))
     text = render(replace(synthetic_plan, memory=replace(synthetic_plan.memory, assumptions=many)))
-    assert "all 42 in --format json" in text
+    assert "36 assumptions: --verbose, --format json" in text
     assert all(width_of(line) <= 100 for line in text.splitlines())
 
 
@@ -129,7 +179,7 @@ def test_a_solved_value_leads(synthetic_plan: Plan) -> None:
 
 def test_nothing_solved_says_so(synthetic_plan: Plan) -> None:
     solve = SolveResult(target="gpus", value=None, plan=synthetic_plan, limited_by="not even 1,024")
-    assert render(synthetic_plan, solve=solve).splitlines()[0].strip() == "No gpus fits"
+    assert render(synthetic_plan, solve=solve).splitlines()[0].strip() == "No number of GPUs fits"
 
 
 def test_a_command_over_several_lines_can_be_pasted(synthetic_plan: Plan) -> None:

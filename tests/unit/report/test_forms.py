@@ -167,6 +167,7 @@ def test_json_counts(report: Report) -> None:
         "infos": 0,
         "unknown": 1,
         "suppressed": 1,
+        "hidden": 0,
         "rules_passed": 1,
         "rules_skipped": 1,
         "exit_code": 1,

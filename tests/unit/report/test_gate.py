@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from llmcheck.console import Terminal
 from llmcheck.errors import UserError
+from llmcheck.render import annotations, junit, report_json, report_markdown, report_text, sarif
 from llmcheck.report import settings
-from llmcheck.report.finding import Report
-from llmcheck.report.gate import Gate, Ignore, apply, exit_code
+from llmcheck.report.finding import Check, Report
+from llmcheck.report.gate import Gate, Ignore, apply, exit_code, sure_enough
 from tests.unit.report.conftest import finding
 
 TODAY = date(2026, 11, 24)
@@ -53,6 +55,32 @@ def test_findings_win_over_the_undecided() -> None:
 def test_the_unsure_and_the_experimental_do_not_gate() -> None:
     assert exit_code(only(finding("LCV001", confidence="low")), Gate(min_confidence="medium")) == 0
     assert exit_code(only(finding("LCV001", status="experimental")), Gate()) == 0
+
+
+def test_what_is_less_sure_leaves_the_report_and_is_counted() -> None:
+    sure, unsure = finding("LCV001", explains=("LCV003",)), finding("LCV002", confidence="low", explains=("LCV004",))
+    effects = (finding("LCV003", confidence="low", explained_by="LCV001"), finding("LCV004", explained_by="LCV002"))
+    report = sure_enough(
+        only(sure, effects[0], unsure, effects[1], finding("LCV005", outcome="unknown", confidence="low")), Gate(min_confidence="medium")
+    )
+    assert [(f.code, f.explained_by, f.explains) for f in report.findings] == [("LCV001", None, ()), ("LCV004", None, ())]
+    assert report.hidden == 3
+
+
+def test_every_form_tells_how_many_are_not_told() -> None:
+    gate = Gate(min_confidence="high")
+    check = Check(code="LCV002", name="n", title="t", pack="versions", outcome="fail", severity="error")
+    report = sure_enough(replace(only(finding("LCV002", confidence="low", message="hidden thing")), checks=(check,)), gate)
+    forms = {
+        "text": report_text.render(report, 0, Terminal()),
+        "json": report_json.render(report, 0),
+        "sarif": sarif.render(report, gate, fallback="llmcheck.toml"),
+        "junit": junit.render(report, gate),
+        "github": annotations.render(report, gate),
+        "markdown": report_markdown.render(report, 0),
+    }
+    told = {name: "hidden thing" not in text and ("less sure" in text or '"hidden": 1' in text) for name, text in forms.items()}
+    assert told == dict.fromkeys(forms, True)
 
 
 def test_allowed_unknown() -> None:

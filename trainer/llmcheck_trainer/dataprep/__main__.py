@@ -1,4 +1,4 @@
-"""The process behind `llmcheck data`: takes one JSON request as its argument, prints the answer, exits like llmcheck does."""
+"""The process behind `llmcheck data` and `llmcheck train`: one JSON request as its argument; prints and exits as llmcheck does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _need_packages()
         request: dict[str, Any] = json.loads(arguments[0])
-        return _prepare(request) if request.pop("action") == "prepare" else _show(request)
+        return {"prepare": _prepare, "show": _show, "ready": _ready}[request.pop("action")](request)
     except UserError as error:
         lines = [f"error[{error.code}]: {error.what}"]
         lines += [f"  {label}: {text}" for label, text in (("where", error.where), ("why", error.why), ("hint", error.hint)) if text]
@@ -67,17 +67,36 @@ def _prepare(request: dict[str, Any]) -> int:
 
     form = request.pop("output")
     asked = settings.from_json(json.dumps(request))
-    outcome = prepare(asked)
+    changes: list[str] = []
+    outcome = prepare(asked, lambda beginning: changes.extend(beginning.changes))
     if form == "json":
         emit(json.dumps(outcome.manifest, indent=1, ensure_ascii=False) + "\n")
         return 0
     where = terminal(sys.stdout)
-    first = f"{asked.out}: nothing has changed, the prepared data is used again" if outcome.reused else f"{asked.out}: written"
+    again = f" again, since {'; '.join(changes)}" if changes else ""
+    first = f"{asked.out}: " + ("nothing has changed, the prepared data is used again" if outcome.reused else f"written{again}")
     lines = [first, *report.summary(outcome.manifest, where)]
     if outcome.note:
         lines.append(report.paint(f"note: {outcome.note}", "\x1b[33m", where))
     lines.append(f"see samples: llmcheck data show {asked.out}")
     emit("\n".join(lines) + "\n")
+    return 0
+
+
+def _ready(request: dict[str, Any]) -> int:
+    from llmcheck_trainer.dataprep import settings
+    from llmcheck_trainer.dataprep.ready import Set, Wanted, make_ready
+
+    plan = request["plan"]
+    sets = [
+        Set(
+            flag=each["flag"],
+            folder=each.get("folder"),
+            settings=settings.from_json(json.dumps(each["prepare"])) if "prepare" in each else None,
+        )
+        for each in request["sets"]
+    ]
+    make_ready(sets, Wanted(**{**plan, "allowed": frozenset(plan["allowed"])}), dry=request["dry"])
     return 0
 
 

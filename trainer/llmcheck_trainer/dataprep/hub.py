@@ -62,11 +62,27 @@ def training_files(names: list[str]) -> list[str]:
 
 
 def tokenizer_folder(name: str) -> str:
-    """The folder with the tokenizer's files of a model on the Hub. Raises UserError, CouldNotCheckError."""
+    """The folder with the tokenizer's files of a model on the Hub, or of its copy on this disk. Raises UserError, CouldNotCheckError."""
     repo, _, revision = _parts(name)
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(TOKENIZER_FILES)}
+    if _offline():
+        return _kept_folder(name, repo, wanted)
     hub = _hub(name)
-    path: str = _ask(name, lambda: hub.snapshot_download(repo, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
+    path: str = _ask(name, lambda: hub.snapshot_download(repo, **wanted), what="tokenizer")
     return path
+
+
+def _kept_folder(name: str, repo: str, wanted: dict[str, Any]) -> str:
+    """What an earlier download left on this disk."""
+    try:
+        import huggingface_hub  # optional; only for names
+
+        path: str = huggingface_hub.snapshot_download(repo, local_files_only=True, **wanted)
+        return path
+    except ImportError as reason:
+        raise _unreachable(name, "huggingface_hub is not installed (the extra `hub`)", "tokenizer") from reason
+    except Exception as reason:  # nothing of that name was downloaded: the library's errors are of many kinds
+        raise _unreachable(name, "the network is not to be used (HF_HUB_OFFLINE), and nothing is kept of it", "tokenizer") from reason
 
 
 def _parts(name: str) -> tuple[str, str | None, str | None]:
@@ -75,8 +91,12 @@ def _parts(name: str) -> tuple[str, str | None, str | None]:
     return found["repo"], found["file"], found["revision"]
 
 
+def _offline() -> bool:
+    return any(os.environ.get(key, "").upper() in ("1", "ON", "YES", "TRUE") for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
+
+
 def _hub(name: str) -> Any:
-    if any(os.environ.get(key, "").upper() in ("1", "ON", "YES", "TRUE") for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
+    if _offline():
         raise _unreachable(name, "the network is not to be used (HF_HUB_OFFLINE)")
     try:
         import huggingface_hub  # optional; only for names
@@ -85,32 +105,47 @@ def _hub(name: str) -> Any:
     return huggingface_hub
 
 
-def _ask(name: str, question: Any) -> Any:
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+def _ask(name: str, question: Any, *, what: str = "file") -> Any:
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return question()
+    except LocalEntryNotFoundError as reason:  # an EntryNotFoundError by its class, but the network failed and nothing is kept here
+        raise _unreachable(
+            name, f"the network failed, and no copy is kept here: {_first_line(reason.__cause__ or reason)}", what
+        ) from reason
     except GatedRepoError as reason:
         raise UserError(
             f"{name} is gated on the Hub", code="gated", where=name, hint="accept its licence there and set HF_TOKEN"
         ) from reason
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as reason:
         raise UserError(
-            f"no file {name}, and the Hub has no such name",
+            f"no {what} {name}, and the Hub has no such name",
             code="input",
             where=name,
             why="it does not exist there, or it is private",
             hint="check the path; private ones need HF_TOKEN",
         ) from reason
     except Exception as reason:  # the network's many ways to fail
-        raise _unreachable(name, str(reason).splitlines()[0][:200] if str(reason) else type(reason).__name__) from reason
+        raise _unreachable(name, _first_line(reason), what) from reason
 
 
-def _unreachable(name: str, why: str) -> CouldNotCheckError:
+def _first_line(reason: BaseException) -> str:
+    return str(reason).splitlines()[0][:200] if str(reason) else type(reason).__name__
+
+
+def _unreachable(name: str, why: str, what: str = "file") -> CouldNotCheckError:
     return CouldNotCheckError(
-        f"no file {name}, and the Hub cannot be asked",
+        f"no {what} {name}, and the Hub cannot be asked",
         code="hub",
         where=name,
         why=why,
-        hint="check the path, or download it and give the files",
+        hint="check the path, or download it and give " + ("its folder: --tokenizer DIR" if what == "tokenizer" else "the files"),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmcheck.console import Terminal, escape
@@ -36,7 +36,17 @@ def summary(manifest: dict[str, Any], terminal: Terminal) -> list[str]:
     return lines
 
 
-def left_out(manifest: dict[str, Any], terminal: Terminal) -> list[str]:
+def brief(manifest: Mapping[str, Any], terminal: Terminal) -> list[str]:
+    """The first line of :func:`summary`, what was left out or cut off, and the notes."""
+    tokens, learnt = manifest["num_tokens"], manifest["num_supervised_tokens"]
+    share = learnt / tokens if tokens else 0.0
+    read = manifest.get("num_source_rows", manifest["num_rows"])
+    head = f"{manifest['num_rows']:,} rows of {read:,}, {human_count(tokens)} tokens, {share:.1%} of them learnt"
+    told = left_out(manifest, terminal) if "dropped" in manifest and "truncated" in manifest else []
+    return [head, *told, *(paint(f"note: {escape(note)}", _YELLOW, terminal) for note in manifest.get("notes", ()))]
+
+
+def left_out(manifest: Mapping[str, Any], terminal: Terminal) -> list[str]:
     """Rows that were left out or cut off, by reason, with the first of each."""
     lines = []
     for reason, places in manifest["dropped"].items():

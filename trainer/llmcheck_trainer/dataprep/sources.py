@@ -40,12 +40,15 @@ class Source:
     num_rows: int = 0
     _hash: Any = field(default_factory=hashlib.sha256, repr=False)
 
-    def read(self, advance: Callable[[int], None]) -> Iterator[Rows]:
-        """The rows in order, some MiB at a time. `advance` is told how many bytes more were read. Raises UserError."""
+    def read(self, advance: Callable[[int], None], *, hashed: bool = True) -> Iterator[Rows]:
+        """The rows in order, some MiB at a time. `advance` is told how many bytes more were read. Raises UserError.
+
+        Without `hashed`, formats that are hashed before they are read are not: for callers that stop after the first rows.
+        """
         if self.kind in ("parquet", "arrow"):
             from llmcheck_trainer.dataprep.arrow_sources import read
 
-            self.sha256 = hash_file(self.path)
+            self.sha256 = hash_file(self.path) if hashed else ""
             for rows in read(self, advance):
                 self.num_rows += len(rows)
                 yield rows

@@ -33,6 +33,7 @@ FILE_SHIFT = 48  # of source.bin: a line number has 48 bits, the file's place in
 MAX_FILES = 1 << 15
 MAX_MANIFEST_BYTES = 16 << 20
 _LOCK = ".lock"
+_TOKENS_AT_A_TIME = 1 << 24  # bounds the memory of a pass over all tokens
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -136,10 +137,13 @@ class Writer:
         _sync_folder(folder)
 
 
-def check_place(out: str) -> str:
-    """The full path of `out`, which is free, empty, or holds prepared data. Raises UserError, so that nothing of others is lost."""
+def check_place(out: str, *, made: bool = True) -> str:
+    """The full path of `out`, which is free, empty, or holds prepared data. Raises UserError, so that nothing of others is lost.
+
+    `made`: the folder that it is in must exist.
+    """
     path = os.path.realpath(out)
-    if not os.path.isdir(os.path.dirname(path)):
+    if made and not os.path.isdir(os.path.dirname(path)):
         raise UserError(f"cannot write {out}", code="output", where=f"--out {out}", why="its folder does not exist", hint="make it first")
     if not os.path.lexists(path):
         return path
@@ -248,6 +252,15 @@ class Reader:
         self._supervised = _mapped(os.path.join(path, SUPERVISED), np.dtype(np.uint8))
         self._offsets = _mapped(os.path.join(path, OFFSETS), np.dtype("<i8"))
         self._sources = _mapped(os.path.join(path, SOURCE), np.dtype("<i8"))
+
+    def longest(self) -> int:
+        """Tokens of the longest row; 0 where there is none."""
+        return int(np.max(np.diff(self._offsets))) if self.num_rows else 0
+
+    def largest_id(self) -> int:
+        """The largest token id, for which all tokens are read; -1 where there is none."""
+        starts = range(0, len(self._tokens), _TOKENS_AT_A_TIME)
+        return max((int(np.max(self._tokens[start : start + _TOKENS_AT_A_TIME])) for start in starts), default=-1)
 
     def row(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Token ids of row `index` (from 0), and for each 1 when it is in the loss."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ class Backend(Protocol):
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`, special tokens included."""
 
+    def content(self) -> bytes:
+        """What decides the tokens of a text, in one form whatever the file was written by."""
+
     @property
     def vocab_size(self) -> int:
         """The largest id, added tokens included, and one."""
@@ -63,6 +67,12 @@ class Tokenizer:
     chat_template: str | None
     variables: Mapping[str, str]  # bos_token and the like, for chat templates
     notes: tuple[str, ...]
+
+    def tokens_digest(self) -> str:
+        """Changes with whatever decides the tokens of a text, and with nothing else: files saved again are told apart by `digest` only."""
+        content = self.backend.content()
+        choice = f"{self.eos_id} {self.bos_id} {self.adds_bos}"
+        return "sha256:" + hashlib.sha256(content + choice.encode()).hexdigest()
 
 
 def load(path: str, *, pad_token: str | None = None) -> Tokenizer:
@@ -246,6 +256,11 @@ class _FromJson:
         found: str | None = self.own.id_to_token(token_id)
         return found
 
+    def content(self) -> bytes:
+        document = json.loads(self.serialized)
+        parts = {key: document.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        return json.dumps(parts, sort_keys=True).encode()
+
     def decode(self, ids: list[int]) -> str:
         text: str = self.own.decode(ids, skip_special_tokens=False)
         return text
@@ -320,6 +335,10 @@ class _FromModel:
     def pad(self) -> str | None:
         """Likewise padding; most models have none."""
         return self._token(self.own.pad_id())
+
+    def content(self) -> bytes:
+        proto: bytes = self.own.serialized_model_proto()
+        return proto
 
     def decode(self, ids: list[int]) -> str:
         """Runs of pieces as text, control pieces by their names."""
