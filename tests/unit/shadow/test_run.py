@@ -89,17 +89,17 @@ def test_what_the_process_loads_beside_the_context(stage: int, attention: Any, g
 
 def test_stage_3_without_overlap_has_no_streams() -> None:
     # h27-seed_oss and h46-arcee of benchmarks/holdout: 146 MiB with cuDNN's attention
-    gpu = find_gpu("h100")
+    cluster = cluster_of(1)
     recipe = replace(recipe_of(zero_stage=3), deepspeed={"zero_optimization": {"stage": 3, "overlap_comm": False}})
 
-    assert gpu.context_bytes + 146 * MIB == run.overhead_bytes(recipe, gpu)
+    assert cluster.gpu.context_bytes + 146 * MIB == run.overhead_bytes(recipe, cluster.gpu)
 
 
 def test_fp32_loads_no_attention_of_cudnn() -> None:
     # h31-mistral of benchmarks/holdout, pk-llama-3.2-1b-full-z2-w2-b2-s1024-fp32 of the campaign
-    gpu = find_gpu("h100")
+    cluster = cluster_of(1)
 
-    assert gpu.context_bytes + 200 * MIB == run.overhead_bytes(recipe_of(zero_stage=2, precision="fp32"), gpu)
+    assert cluster.gpu.context_bytes + 200 * MIB == run.overhead_bytes(recipe_of(zero_stage=2, precision="fp32"), cluster.gpu)
 
 
 def test_the_process_is_what_is_reserved_and_the_overhead() -> None:
