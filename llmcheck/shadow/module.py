@@ -23,6 +23,7 @@ class Module:
     """
 
     positional = 9
+    tells = False  # it hands tensors out past its result: a layer with it has no script
     zero_leaf = False  # ZeRO-3 treats the module and all below it as one (``zero_leaf_module``)
 
     def __call__(self, *args: Any) -> Any:

@@ -235,7 +235,7 @@ class Scripts:
 
     def __init__(self, model: Module) -> None:
         uses = Counter([id(p) for module in model.modules() for _, p in module.own_params()])
-        found = [Parts(m) for m in model.modules() if isinstance(m, CheckpointedLayer)]
+        found = [Parts(m) for m in model.modules() if isinstance(m, CheckpointedLayer) and not any(part.tells for part in m.modules())]
         kinds = Counter([parts.kind for parts in found])
         self._parts = {
             id(parts.layer): parts for parts in found if kinds[parts.kind] >= WORTHWHILE and all(uses[id(p)] == 1 for p in parts.params)

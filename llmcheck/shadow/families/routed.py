@@ -41,6 +41,9 @@ class RoutedForCausalLM(LlamaForCausalLM):
         super().__init__(build, config, run, model)
         self.num_experts, self.top_k = getattr(config, "num_local_experts", None) or config.num_experts, config.num_experts_per_tok
         self.wanted = bool(config.output_router_logits) and run.loss == "hf"
+        for module in self.decoder.modules():
+            if isinstance(module, Router):
+                module.tells = self.wanted
 
     def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.wanted:
