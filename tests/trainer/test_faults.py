@@ -106,7 +106,7 @@ def test_nothing_in_the_loss(two: Ranks, plan: Path, tmp_path: Path) -> None:
 
 
 def test_packing_a_model_that_sees_across_rows(two: Ranks, data: Path, tmp_path: Path) -> None:
-    plan = make_plan(tmp_path / "plan.json", make_model(tmp_path / "bloom", "bloom"))
+    plan = make_plan(tmp_path / "plan.json", make_model(tmp_path / "bloom", "bloom"), "--attention", "eager")
     answers = two.train(plan, data, tmp_path / "out", "--packing", "on")
 
     assert [answer["code"] for answer in answers] == ["packing"] * 2
