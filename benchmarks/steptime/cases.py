@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy import rows as accuracy
+from benchmarks.probe import cases as probe
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.steptime.shape import read_shape
 from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, Offload, Optimizer, TrainingRecipe
@@ -76,6 +78,31 @@ def groundtruth() -> Iterator[Case]:
         yield Case(name, spec(row["model"], models[row["model"]], row["n_params"]), recipe, cluster, row["step_s"], True, row)
 
 
+def trainer() -> Iterator[Case]:
+    """Steps of the bundled trainer on lent H100 machines: rank 0 of N on one GPU, no communication. `op_s`: the host's, where measured."""
+    for line in (DATA / "trainer.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        case = probe.case_of({key: value for key, value in row.items() if key not in ("source", "op_s", "step_s")})
+        yield Case(f"{row['id']} ({row['source']})", case.model, case.recipe, case.cluster, row["step_s"], True, row | {"file": "trainer"})
+
+
+def drawn() -> Iterator[Case]:
+    """Runs drawn at random (benchmarks/holdout) that had the GPU for themselves: transformers and DeepSpeed without the trainer."""
+    for line in (DATA / "drawn.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found = accuracy.to_row(row, "holdout")
+        yield Case(row["id"], found.model, found.recipe, found.cluster, row["step_s"], True, {"op_s": row["op_s"], "file": "drawn"})
+
+
+def phases() -> Iterator[tuple[Case, dict[str, Any]]]:
+    """The steps of ``measure.py``, and what it found in them."""
+    for line in (DATA / "phases.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if "issue_s" in row:
+            case = probe.case_of(row)
+            yield Case(row["id"], case.model, case.recipe, case.cluster, row["step_s"], True, {"op_s": 13.43e-6, "file": "phases"}), row
+
+
 def published() -> Iterator[Case]:
     """Other people's speeds, column `group` says which kind. MPT models are written ``gpt2:width:layers:heads:vocabulary``."""
     models = json.loads((DATA / "models.json").read_text())
@@ -95,6 +122,7 @@ def published() -> Iterator[Case]:
                     "n_positions": seq_len,
                     "activation_function": "gelu",
                     "tie_word_embeddings": True,
+                    "resid_pdrop": 0.0,
                 }
             model = spec(row["model"], config, 0)
             model = replace(model, num_params=read_shape(model).num_params)
