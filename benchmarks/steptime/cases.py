@@ -12,6 +12,8 @@ from typing import Any
 from benchmarks.accuracy import rows as accuracy
 from benchmarks.probe import cases as probe
 from llmcheck.catalog.gpus import find_gpu
+from llmcheck.catalog.models import find_model
+from llmcheck.planner.evaluate import complete
 from llmcheck.steptime.shape import read_shape
 from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, Offload, Optimizer, TrainingRecipe
 
@@ -84,6 +86,20 @@ def trainer() -> Iterator[Case]:
         row = json.loads(line)
         case = probe.case_of({key: value for key, value in row.items() if key not in ("source", "op_s", "step_s")})
         yield Case(f"{row['id']} ({row['source']})", case.model, case.recipe, case.cluster, row["step_s"], True, row | {"file": "trainer"})
+
+
+def training() -> Iterator[Case]:
+    """Training runs of the bundled trainer on one H100 (benchmarks/trainer): data loading and all, the mean of 20 steps or more."""
+    for line in (DATA / "training.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        model = find_model(row["model"], allow_network=False)
+        cluster = ClusterSpec(gpu=find_gpu(H100))
+        chosen = {key: value for key, value in row.items() if key not in ("id", "run", "model", "step_s")}
+        lora = LoraSpec(dropout=0.0) if row["method"] == "lora" else None
+        recipe = complete(
+            model, TrainingRecipe(**chosen, lora=lora, fused_adapters=lora is not None, zero_stage=1, allocator="expandable"), cluster
+        )
+        yield Case(f"{row['id']}, run {row['run']}", model, recipe, cluster, row["step_s"], True, row | {"file": "training"})
 
 
 def drawn() -> Iterator[Case]:

@@ -129,7 +129,7 @@ def a100() -> float:
 
 
 def main(argv: list[str]) -> None:
-    known = [*cases.groundtruth(), *cases.trainer(), *cases.drawn()]
+    known = [*cases.groundtruth(), *cases.trainer(), *cases.training(), *cases.drawn()]
     rows, spans = [c for c in known if is_fitted(c)], list(cases.phases())
     values = fit(rows, spans, START | MACHINES)
     show("host, fitted", values, rows)

@@ -80,7 +80,7 @@ class Scored(NamedTuple):
 
 def measure() -> list[Scored]:
     """All rows with their estimates."""
-    rows = [(c, estimate_case(c)) for c in [*cases.groundtruth(), *cases.trainer(), *cases.drawn(), *cases.published()]]
+    rows = [(c, estimate_case(c)) for c in [*cases.groundtruth(), *cases.trainer(), *cases.training(), *cases.drawn(), *cases.published()]]
     return [Scored(c, e, e.step_s / c.measured_s - 1) for c, e in rows]
 
 
@@ -111,6 +111,7 @@ def groups(rows: Sequence[Scored]) -> list[Group]:
         of("ground truth, boundary.jsonl (held out)", lambda c: c.row.get("file") == "boundary"),
         of("bundled trainer, trainer.jsonl", lambda c: c.row.get("file") == "trainer"),
         of("  held out (machine a, offload)", lambda c: c.row.get("file") == "trainer" and not is_fitted(c)),
+        of("training runs of benchmarks/trainer (held out)", lambda c: c.row.get("file") == "training"),
         of("drawn at random, drawn.jsonl (held out)", lambda c: c.row.get("file") == "drawn"),
         of("all of ours but the drawn ones", lambda c: c.without_network and c.row["file"] != "drawn"),
         *(
