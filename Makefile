@@ -32,6 +32,7 @@ docs-check: $(VENV)/.installed
 # Other estimators are left out where they are not installed: `make bench PEERS="python-with-accelerate python-with-fitcheck"`.
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.accuracy.run
+	$(BIN)/python -m benchmarks.holdout.run
 	$(BIN)/python -m benchmarks.steptime.run
 	$(BIN)/python -m benchmarks.logs.run
 	$(BIN)/python -m benchmarks.published.run

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from llmcheck.errors import did_you_mean
 from llmcheck.jsonfile import kind_of
@@ -29,9 +29,78 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(kind: type[T], value: Any, path: str, problems: list[str]) -> T | None:
     """`value` as a `kind`; None when anything was wrong, with one line per problem added to `problems`."""
-    before = len(problems)
-    result = _decode(kind, value, path, problems)
-    return result if len(problems) == before else None
+    try:
+        found: T = _quick(kind)(value)  # type: ignore[arg-type]
+    except _OddError:  # what and where is worked out only now
+        before = len(problems)
+        result: T | None = _decode(kind, value, path, problems)
+        return result if len(problems) == before else None
+    return found
+
+
+class _OddError(Exception):
+    """A value is not of its kind."""
+
+
+@cache
+def _quick(kind: Any) -> Callable[[Any], Any]:
+    """A decoder that gives what `_decode` gives where nothing is wrong, and raises _OddError where something is: several times as fast."""
+    if is_dataclass(kind):
+        return _quick_dataclass(kind)
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value: value
+    if origin in (Union, types.UnionType):
+        return _quick_union(args)
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        part = _quick(args[0])
+        return lambda value: tuple([part(each) for each in value]) if type(value) is list else _odd()
+    if kind in (str, bool):
+        return lambda value: value if type(value) is kind else _odd()
+    if kind is int:
+        return lambda value: value if type(value) is int else _odd()
+
+    def decode(value: Any) -> Any:
+        problems: list[str] = []
+        found = _decode(kind, value, "", problems)
+        return _odd() if problems else found
+
+    return decode
+
+
+def _quick_dataclass(kind: Any) -> Callable[[Any], Any]:
+    decoders: dict[str, Callable[[Any], Any]] = {}
+    required = frozenset(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+
+    def decode(value: Any) -> Any:
+        if not decoders:  # not before: a dataclass may hold itself
+            decoders.update((name, _quick(hint)) for name, hint in _plan(kind)[0].items() if name in _plan(kind)[1])
+        if type(value) is not dict or not required <= value.keys() or not value.keys() <= decoders.keys():
+            _odd()
+        return kind(**{name: decoders[name](part) for name, part in value.items()})
+
+    return decode
+
+
+def _quick_union(args: tuple[Any, ...]) -> Callable[[Any], Any]:
+    choices = [_quick(arg) for arg in args if arg is not type(None)]
+    has_none = type(None) in args
+
+    def decode(value: Any) -> Any:
+        if value is None and has_none:
+            return None
+        for choice in choices[:-1]:
+            try:
+                return choice(value)
+            except _OddError:  # noqa: PERF203 - how a union is tried
+                pass
+        return choices[-1](value)
+
+    return decode
+
+
+def _odd() -> NoReturn:
+    raise _OddError
 
 
 def _decode(kind: Any, value: Any, path: str, problems: list[str]) -> Any:

@@ -114,7 +114,7 @@ def loads(data: bytes, *, what: str, where: str) -> Any:
             f"the {what} is not UTF-8 text",
             code="not-json",
             where=where,
-            why=f"byte {reason.start} is none",
+            why=f"byte {reason.start} begins no character of it",
             hint="is it a text file? save it as UTF-8",
         ) from reason
     except json.JSONDecodeError as reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,18 +11,28 @@ from llmcheck.errors import UserError
 
 RUN, DATA, TRAINER = ".run.lock", ".data.lock", ".trainer.lock"  # of an output folder: a run, its preparation of data, its first rank
 _MAX_NOTE_BYTES = 200
+_POLL_S = 0.1
 
 
-def hold(path: str, *, inherited: bool = False) -> int | None:
+def hold(path: str, *, inherited: bool = False, wait_s: float = 0.0) -> int | None:
     """Take the lock at `path` until the descriptor is closed; None where the file system has no locks.
 
-    `inherited`: a program that this process becomes keeps it. Raises UserError where another process has it, or nothing can be written.
+    `inherited`: a program that this process becomes keeps it. `wait_s`: seconds that its holder is given to end. Raises UserError where
+    another process has it, or nothing can be written.
     """
     import fcntl
 
     descriptor = _open(path)
+    until = time.monotonic() + wait_s
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_POLL_S)
     except BlockingIOError as reason:
         holder = _note(descriptor)
         os.close(descriptor)

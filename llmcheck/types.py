@@ -145,13 +145,13 @@ class RankEstimate:
     peak_reserved_bytes: int  # whole run
     peak_reserved_low_bytes: int  # the same where the GPU keeps up with the CPU
     peak_reserved_high_bytes: int  # the same where the CPU is as far ahead as it can be (ZeRO-3; elsewhere all three are one)
-    process_bytes: int  # reserved + CUDA context + loaded kernels + NCCL: what nvidia-smi shows
+    process_bytes: int  # reserved + CUDA context + loaded kernels; nvidia-smi shows `nccl_bytes` on top
     required_bytes: int  # smallest GPU (torch's total_memory) that runs it
     breakdown: Mapping[str, int]
     peak_phase: str
     phases: tuple[PhaseStats, ...]
     timeline: tuple[tuple[float, Mapping[str, int]], ...]  # one steady step: (fraction of its events, bytes by category)
-    nccl_bytes: int = 0  # the part of `process_bytes` that is NCCL's; 0 for one rank, and where collectives are left out
+    nccl_bytes: int = 0  # NCCL's kernels and buffers, beside `process_bytes` and `required_bytes` (llmcheck.shadow.communicators)
     num_alloc_retries: int = 0
     out_of_memory: OutOfMemory | None = None
     runs_at_high: bool = True  # whether it also runs where `peak_reserved_high_bytes` belongs

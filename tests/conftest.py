@@ -26,6 +26,8 @@ from llmcheck.types import (
 )
 from llmcheck.units import GIB
 
+os.environ["LLMCHECK_CACHE_DIR"] = ""  # tests leave no files behind, and read none
+
 _BREAKDOWN = {"weights": 3 * GIB, "gradients": 2 * GIB, "optimizer": 6 * GIB, "activations": 4 * GIB, "logits": 5 * GIB}
 
 

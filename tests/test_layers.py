@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A longer name beats a shorter one: planner.plan holds values and so lies far below the rest of planner.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmcheck.errors", "llmcheck.units", "llmcheck.types", "llmcheck.collector"),
-    ("llmcheck.toml", "llmcheck.jsonfile", "llmcheck.files", "llmcheck.console"),
+    ("llmcheck.toml", "llmcheck.jsonfile", "llmcheck.files", "llmcheck.console", "llmcheck.cachefile"),
     ("llmcheck.progress", "llmcheck.lock"),
     ("llmcheck.planner.plan", "llmcheck.codec"),
     ("llmcheck.dsconfig",),

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.harness import harness_of
 from benchmarks.accuracy.rows import SETS, Row, cap_bytes, rows
 from llmcheck import __version__
 from llmcheck.errors import UserError
@@ -27,7 +28,8 @@ QUANTITIES = ("allocated", "reserved", "process")
 def measure(row: Row) -> dict[str, Any]:
     """Errors of one run in percent, and the CPU seconds that the estimate took."""
     start = time.process_time()
-    estimate = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row), with_nccl=False)
+    with harness_of(row):
+        estimate = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row))
     cpu_s = time.process_time() - start
     raw = row.raw
     out: dict[str, Any] = {"set": row.group, "label": row.label, "cpu_s": round(cpu_s, 3)}

@@ -100,7 +100,7 @@ def draw(rng: random.Random, family: str, number: int, refused: Counter[str]) ->
             planned = to_row(row, "holdout")
             if not PARAMS[0] <= planned.model.num_params <= PARAMS[1]:
                 continue
-            rank = Rank(planned.model, planned.recipe, planned.cluster, with_nccl=False)
+            rank = Rank(planned.model, planned.recipe, planned.cluster)
             if rank.process_bytes > LIMIT_BYTES:
                 refused[f"above {LIMIT_BYTES // GIB} GiB"] += 1
                 continue

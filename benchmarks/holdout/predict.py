@@ -18,7 +18,7 @@ from llmcheck.shadow.run import simulate_rank
 def predict(raw: dict[str, Any]) -> dict[str, Any]:
     """The planner's figures for one run, in bytes."""
     row = to_row(raw, "holdout")
-    found = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, with_nccl=False)
+    found = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank)
     return {
         "id": raw["id"],
         "n_params": row.model.num_params,

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.harness import harness_of
 from benchmarks.accuracy.rows import Row, config_of, rows
 from benchmarks.report import errors_words, header, table, write
 from llmcheck import __version__
@@ -233,7 +234,8 @@ class Line:
 def ours(row: Row) -> tuple[float, float] | None:
     """llmcheck's errors of allocated and process memory, None where the row is not modelled."""
     try:
-        found = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, with_nccl=False)
+        with harness_of(row):
+            found = simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank)
     except UserError:
         return None
     return found.peak_allocated_bytes / row.raw["peak_alloc_train"] - 1, found.process_bytes / row.raw["nvml_proc"] - 1

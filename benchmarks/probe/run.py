@@ -35,7 +35,7 @@ class Result(NamedTuple):
 def measure(case: Case, profile: Profile) -> Result:
     """The prediction beside the measurement."""
     found: dict[str, Any] = case.raw["measured"]
-    rank = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank, with_nccl=False)
+    rank = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank)
     pairs = {
         "allocated": (rank.peak_allocated_bytes, found["peak_allocated_bytes"]),
         "reserved": (rank.peak_reserved_bytes, found["peak_reserved_bytes"]),

@@ -26,7 +26,7 @@ def main() -> int:
     print("| " + " | ".join(HEAD) + " |\n| --- |" + " ---: |" * (len(HEAD) - 1))
     for name, plan in plans(args.gpu, NUM_RANKS):
         rank, time = plan.memory.rank0, plan.time
-        beyond = rank.process_bytes - rank.peak_reserved_bytes
+        beyond = rank.process_bytes + rank.nccl_bytes - rank.peak_reserved_bytes
         low, high = (
             (reserved + beyond) // MIB + doubt
             for reserved, doubt in zip((rank.peak_reserved_low_bytes, rank.peak_reserved_high_bytes), NCCL_DOUBT_MIB, strict=True)
@@ -35,7 +35,7 @@ def main() -> int:
             name,
             f"{rank.peak_allocated_bytes / MIB:,.0f}",
             f"{rank.peak_reserved_bytes / MIB:,.0f}",
-            f"{rank.process_bytes / MIB:,.0f}",
+            f"{(rank.process_bytes + rank.nccl_bytes) / MIB:,.0f}",
             f"{low:,} to {high:,}",
             f"{time.step_s:.3f}",
             f"{time.step_s * (1 - time.error_fraction):.3f} to {time.step_s * (1 + time.error_fraction):.3f}",

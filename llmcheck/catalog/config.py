@@ -141,6 +141,9 @@ def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], st
     return raw, SAME_LAYERS.get(outer, outer), notes
 
 
+_HINT = "compare it with the config.json of the model that it came from"
+
+
 def complete(data: FamilyData, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Every field of the family's configuration class, as transformers 5 would hold it. Raises UserError listing all wrong fields."""
     given: dict[str, Any] = {}
@@ -171,7 +174,7 @@ def complete(data: FamilyData, raw: Mapping[str, Any], where: str) -> dict[str, 
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise UserError(
             f"the model configuration ({data.name}) has " + ("a wrong field" if len(problems) == 1 else f"{len(problems)} wrong fields"),
-            code="config", where=where, why=shown,
+            code="config", where=where, why=shown, hint=_HINT,
         )  # fmt: skip
     return values
 
@@ -193,7 +196,9 @@ def stand_in(raw: Mapping[str, Any], family: str, where: str) -> dict[str, Any]:
         if value is not None:
             problem = _problem(name, value[0] if isinstance(value, list) and value else value, 1)
             if problem:
-                raise UserError(f"the model configuration ({family}) has a wrong field", code="config", where=where, why=problem)
+                raise UserError(
+                    f"the model configuration ({family}) has a wrong field", code="config", where=where, why=problem, hint=_HINT
+                )
             # Lists give a value per layer: the largest is the conservative one.
             fields[name] = max(v for v in value if isinstance(v, int)) if isinstance(value, list) else value
     fields.setdefault("intermediate_size", 4 * fields["hidden_size"])

@@ -112,10 +112,11 @@ def _memory_rows(plan: Plan, rank0: Mapping[str, Any], ranks: list[dict[str, Any
         ),
     ]
     if rank0["process_bytes"] is not None:
-        span = estimate.process_bytes - reserved
-        nccl = round(_NCCL_DOUBT * estimate.nccl_bytes)
-        low, high = estimate.peak_reserved_low_bytes + span - nccl, estimate.peak_reserved_high_bytes + span + nccl
-        rows.append(_row("process (driver)", "bytes", estimate.process_bytes, rank0["process_bytes"], low, high, band))
+        process = estimate.process_bytes + estimate.nccl_bytes
+        beyond, doubt = process - reserved, round(_NCCL_DOUBT * estimate.nccl_bytes)
+        low = estimate.peak_reserved_low_bytes + beyond - doubt
+        high = estimate.peak_reserved_high_bytes + beyond + doubt
+        rows.append(_row("process (driver)", "bytes", process, rank0["process_bytes"], low, high, band))
     if len(ranks) > 1:
         worst, measured = plan.memory.worst.peak_allocated_bytes, max(rank["peak_allocated_bytes"] for rank in ranks)
         rows.append(_row("peak allocated, worst rank", "bytes", worst, measured, worst, worst, band))

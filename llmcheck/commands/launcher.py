@@ -10,6 +10,7 @@ from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
 
 MODULE = "llmcheck_trainer.train"
+SUPERVISOR = "llmcheck_trainer.launcher"  # hands requests to stop on to the ranks
 PORT = 29500  # torchrun's own default
 
 

@@ -187,7 +187,12 @@ def run(args: argparse.Namespace) -> int:
     """Plan, write the files asked for, print the answer. Returns 0 or 1 by `--fail-on`."""
     _check_places(args)
     request, notes = request_of(args)
-    plan, solved = solve_request(request)
+    try:
+        plan, solved = solve_request(request)
+    except UserError as error:
+        if error.code == "ds-config" and args.ds_config is not None:  # the planner knows the values, not the file
+            error.where = f"--ds-config {args.ds_config}"
+        raise
     plan = replace(plan, findings=(*plan.findings, *notes))
     if solved is not None:
         solved = replace(solved, plan=plan)
@@ -517,8 +522,9 @@ def next_steps(plan: Plan, args: argparse.Namespace, *, explicit: bool) -> tuple
         return ((explicit_command(plan, args) if explicit else own) + " --out plan.json",)
     setting = "True" if plan.recipe.allocator == "expandable" else "False"
     return (
-        f"saved {args.out}: its deepspeed section is a complete DeepSpeed configuration",
-        f"set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:{setting} for the run; the estimate assumes it",
+        " ".join(map(_quoted, ["llmcheck", "train", "--plan", args.out, "--data"])) + " FILE... --output run",
+        f"saved {args.out}: for another trainer its deepspeed section is a complete DeepSpeed configuration",
+        f"such a run needs PYTORCH_CUDA_ALLOC_CONF=expandable_segments:{setting}, which the estimate assumes",
     )
 
 

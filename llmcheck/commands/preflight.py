@@ -16,9 +16,16 @@ from llmcheck.units import MIB
 
 TRAINER_CODES = ("plan-edited", "pad-is-eos", "other-run", "does-not-fit", "tokenizer", "seq-len")  # the trainer's identity.ALLOWABLE
 _SAME = {"plan-edited": "LCM102", "does-not-fit": "LCM101"}  # a check of the trainer's -> the rule about the same
-# Errors for trainers that load data with one schema for all rows; our preparation tells each row's shape by itself.
-_NOT_OURS = frozenset({"LCD007", "LCD020"})  # a column changes its type; rows are laid out in several ways
-_DATA_BYTES = 64 * MIB  # of each file: a second or two; the preparation reads the rest and counts what it leaves out
+# Right for other trainers, and not for a run that is started here.
+_NOT_OURS = frozenset(
+    {
+        "LCD007",  # a column changes its type: ours reads row by row, without a schema
+        "LCD020",  # rows are laid out in several ways: each row's shape is told by itself
+        "LCH150",  # more slots in the hostfile than the plan has GPUs: the launcher is told how many to take, and too few are an error
+        "LCM115",  # likewise hosts
+    }
+)
+_FILE_BYTES, _DATA_BYTES = 64 * MIB, 256 * MIB  # read of a file, and of all: seconds; the preparation counts what is bad in the rest
 _ROWS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")  # what doctor's probe of data reads
 
 
@@ -154,6 +161,7 @@ def examine(run: Run, allowed: Sequence[Allowed], environ: Mapping[str, str] = o
 def _requests(run: Run) -> list[Any]:
     from llmcheck.doctor.subjects import Request
 
+    rows = _rows(run)
     return [
         Request(
             environment=run.machine,
@@ -162,8 +170,8 @@ def _requests(run: Run) -> list[Any]:
             plan=run.plan,
             plan_config=True,
             hostfile=run.hostfile,
-            data=_rows(run),
-            data_max_bytes=_DATA_BYTES,
+            data=rows,
+            data_max_bytes=min(_FILE_BYTES, _DATA_BYTES // max(len(rows), 1)),
         )
     ]
 
@@ -180,6 +188,11 @@ def _without_gpu_rules(pack: Any, registry: Any) -> Any:
 
 def _tell_rest(run: Run, warnings: list[str], unknown: list[str]) -> None:
     """What does not stop the run, in a line each: doctor has it in full."""
+    left = [what for what, there in (("the model's folder", run.weights), ("the tokenizer", run.tokenizer)) if not there]
+    left += [file for file in dict.fromkeys(run.files) if file not in _rows(run)]
+    if left:
+        more = f" and {len(left) - 6} more" if len(left) > 6 else ""
+        complain([f"note: not examined by doctor: {', '.join(left[:6])}{more} (not on this disk, or of a kind that it does not read)"])
     words = ["llmcheck", "doctor", *(["--all"] if run.machine else []), "--plan", run.plan]
     words += [word for flag, value in (("--model", run.weights), ("--tokenizer", run.tokenizer)) if value for word in (flag, value)]
     words += [word for file in _rows(run) for word in ("--data", file)]

@@ -190,7 +190,7 @@ def _estimate(plan_file: planfile.PlanFile, measured: Mapping[str, Any], rank: i
             return known, notes, same_gpu
     from llmcheck.shadow.run import simulate_rank
 
-    return simulate_rank(plan.model, plan.recipe, cluster, rank=rank, with_nccl=False), notes, same_gpu
+    return simulate_rank(plan.model, plan.recipe, cluster, rank=rank), notes, same_gpu
 
 
 class OutOfMemoryError(UserError):

@@ -1,9 +1,10 @@
-"""``llmcheck train``: run a plan with the bundled trainer: checks, prepares the data, becomes the launcher. Loads no torch."""
+"""``llmcheck train``: run a plan with the bundled trainer: checks, prepares the data, runs the launcher. Loads no torch."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -92,7 +93,7 @@ def add_run(parser: argparse.ArgumentParser, *, raw: bool) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Become the launcher; returns from --dry-run, and where the data cannot be prepared. Raises UserError for what would fail later."""
+    """Run the launcher; returns from --dry-run, and where the data cannot be prepared. Raises UserError for what would fail later."""
     _require(args)
     allowed = preflight.allowances(args.allow)
     sets = [train_data.given("--data", args.data, args.output)]
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     held = None
     if not args.dry_run:
         _check_packages(argv[0])
-        # Kept by the launcher that this process becomes. With torchrun on several nodes each has a process like this one.
+        # Kept by the process that this one becomes. With torchrun on several nodes each has one like it.
         if argv[0] == "deepspeed" or plan_file.plan.cluster.num_nodes == 1:
             held = lock.hold(os.path.join(settings.output, lock.RUN), inherited=True)
     try:
@@ -128,15 +129,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _become(argv: list[str], env: dict[str, str]) -> NoReturn:
-    """The launcher in place of this process."""
+    """Replace this process by the one that runs the launcher: no shell is wanted, and the exit code is the launcher's own."""
     os.environ.update(env)
     own = _own_folder(argv[0])
     if own is not None:  # as where the environment was activated: the launcher, and what it calls by name, are of these packages
         os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
+    sys.stdout.flush()
     try:
-        os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted; signals and the exit code are the launcher's own
+        os.execv(sys.executable, [sys.executable, "-m", launcher.SUPERVISOR, *argv])  # noqa: S606
     except OSError as reason:
-        raise _no_launcher(argv[0]) from reason
+        raise _no_launcher(sys.executable) from reason
 
 
 def _make_output(output: str) -> None:
@@ -156,23 +158,19 @@ def _make_output(output: str) -> None:
 def _examine(args: argparse.Namespace, path: str, plan_file: PlanFile, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> None:
     """The doctor's part. A dry run is made anywhere: it does not judge this machine."""
     weights = train_data.weights_folder(args, plan_file.plan)
-    tokenizer = args.tokenizer or weights
+    tokenizer = train_data.tokenizer_of(args, plan_file.plan) if args.tokenizer or any(each.files for each in sets) else weights
     preflight.examine(
         preflight.Run(
             plan=path,
             weights=weights if weights is not None and os.path.isfile(os.path.join(weights, "config.json")) else None,
-            tokenizer=tokenizer if tokenizer is not None and _has_tokenizer(tokenizer) else None,
+            tokenizer=tokenizer if tokenizer is not None and train_data.has_tokenizer(tokenizer) else None,
             files=[file for each in sets for file in each.files],
-            hostfile=args.hostfile,
+            hostfile=args.hostfile if plan_file.plan.cluster.num_nodes > 1 else None,
             machine=not args.dry_run,
             bad_rows_allowed=args.max_bad is not None,
         ),
         (*plan_file.allowed, *allowed),
     )
-
-
-def _has_tokenizer(folder: str) -> bool:
-    return any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
 
 
 def _make_ready(args: argparse.Namespace, plan_file: PlanFile, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> int:
@@ -296,7 +294,11 @@ def _tell_plan(plan: Plan, solved: SolveResult | None) -> None:
     from llmcheck.console import tell, terminal
     from llmcheck.render import text
 
-    tell(text.render(plan, solve=solved, terminal=terminal(sys.stderr)))
+    tell(
+        text.render(
+            plan, solve=solved, next_steps=("all of it: `llmcheck plan --verbose` with these options",), terminal=terminal(sys.stderr)
+        )
+    )
 
 
 def check(plan_file: PlanFile, path: str, allowed: tuple[Allowed, ...]) -> None:
@@ -354,8 +356,6 @@ def _missing(names: tuple[str, ...]) -> list[str]:
 
 def _own_folder(program: str) -> str | None:
     """The folder of this interpreter's programs where `program` is one of them."""
-    import sys
-
     folder = os.path.dirname(os.path.abspath(sys.executable))
     return folder if os.access(os.path.join(folder, program), os.X_OK) else None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +13,13 @@ from typing import Any
 from llmcheck import lock
 from llmcheck.commands import data as preparing
 from llmcheck.errors import UserError
+from llmcheck.jsonfile import unreadable
 from llmcheck.planner.plan import Plan
 
 MANIFEST = "manifest.json"
 PLACES = {"--data": "data", "--eval-data": "eval-data"}  # folders in --output
 _MAX_NAMED = 3
+_HUB_NAME = re.compile(r"hf:|[A-Za-z0-9][\w.-]*/[A-Za-z0-9]")  # may be one: the preparation asks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,10 @@ def given(flag: str, paths: list[str], output: str) -> Given:
         return Given(flag=flag, folder=os.path.abspath(prepared[0]))
     if folders:
         raise _no_data(flag, folders[0])
+    for path in paths:
+        if not os.path.lexists(path) and _HUB_NAME.match(path) is None:
+            reason = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise unreadable(path, what="data file", where=f"{flag} {path}", reason=reason)
     return Given(flag=flag, folder=os.path.join(os.path.abspath(output), PLACES[flag]), files=tuple(paths))
 
 
@@ -66,12 +74,12 @@ def _no_data(flag: str, folder: str) -> UserError:
 
 
 def tokenizer_of(args: argparse.Namespace, plan: Plan) -> str:
-    """The tokenizer of the data: --tokenizer, else the one beside the weights, else the model's on the Hub. Raises UserError."""
+    """The tokenizer of the data: --tokenizer, else the one beside the weights or the plan's model, else the Hub's. Raises UserError."""
     if args.tokenizer is not None:
         return str(args.tokenizer)
-    folder = weights_folder(args, plan)
-    if folder is not None:
-        return folder
+    folders = [folder for folder in (weights_folder(args, plan), _own_folder(plan)) if folder is not None]
+    if folders:
+        return next((folder for folder in folders if has_tokenizer(folder)), folders[0])
     name = args.weights or plan.model.hub_id
     if name:
         return str(name)
@@ -86,10 +94,20 @@ def tokenizer_of(args: argparse.Namespace, plan: Plan) -> str:
 
 def weights_folder(args: argparse.Namespace, plan: Plan) -> str | None:
     """The folder of the weights where it is on this disk: --weights, else the plan's own."""
+    if not args.weights:
+        return _own_folder(plan)
+    return os.path.abspath(args.weights) if os.path.isdir(args.weights) else None
+
+
+def _own_folder(plan: Plan) -> str | None:
     source = plan.model.source
-    own = os.path.dirname(source) or "." if source.endswith(".json") else source
-    place = args.weights or own
+    place = os.path.dirname(source) or "." if source.endswith(".json") else source
     return os.path.abspath(place) if os.path.isdir(place) else None
+
+
+def has_tokenizer(folder: str) -> bool:
+    """True when `folder` holds files of a tokenizer."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
 
 
 def check_options(args: argparse.Namespace, sets: Iterable[Given]) -> None:

@@ -37,7 +37,9 @@ def whole(flag: str, low: int, high: int, *, unit: str, why: str = "") -> Callab
         except ValueError:
             value = None
         if value is None:
-            raise UserError(f"{flag} needs a whole number of {unit}, not {_shown(text)}", code="usage", where=flag)
+            raise UserError(
+                f"{flag} needs a whole number of {unit}, not {_shown(text)}", code="usage", where=flag, hint="digits only, such as 8"
+            )
         _check_range(flag, value, low, high, unit, why)
         return value
 
@@ -72,7 +74,9 @@ def number(flag: str, low: float, high: float, *, unit: str, why: str = "") -> C
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise UserError(f"{flag} needs a number of {unit}, not {_shown(text)}", code="usage", where=flag)
+            raise UserError(
+                f"{flag} needs a number of {unit}, not {_shown(text)}", code="usage", where=flag, hint="digits and a point, such as 39.5"
+            )
         _check_range(flag, value, low, high, unit, why)
         return value
 

@@ -50,6 +50,14 @@ def kinds_of(path: str) -> list[str]:
     """The names of the `Request` fields that `path` belongs to. Raises UserError when it cannot be told."""
     if path == "-":
         return ["log"]
+    if not path:
+        raise UserError(
+            "a path is empty",
+            code="usage",
+            where="llmcheck doctor",
+            why="''; an unset variable of the shell?",
+            hint="name a file or a folder",
+        )
     if os.path.isdir(path):
         kinds = [
             *(["tokenizer"] if any(os.path.isfile(os.path.join(path, name)) for name in _TOKENIZER_FILES) else []),
@@ -88,6 +96,14 @@ def _json_kind(path: str) -> str:
             return "ds_config"
         if "output_dir" in document or "per_device_train_batch_size" in document:
             return "train_args"
+        if "model_type" in document or "tokenizer_class" in document:
+            raise UserError(
+                f"{path} is one file of a model or a tokenizer",
+                code="unrecognised",
+                where=path,
+                why="they are examined whole: configuration, weights, vocabulary",
+                hint=f"give the folder: {os.path.dirname(path) or '.'}",
+            )
     return _unknown(path, "it is neither a plan, a DeepSpeed configuration, training arguments nor data")[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ def _checked(value: Any, field: Field, where: str, problems: list[Problem]) -> A
         if kind == "choice":
             needs, hint = "one of " + ", ".join(field.choices), did_you_mean(str(value)[:_MAX_SHOWN], field.choices)
         else:
-            needs, hint = _KINDS[kind], "write it without quotes" if kind in ("int", "float", "bool") and isinstance(value, str) else ""
+            needs, hint = _KINDS[kind], "write it without quotes" if kind in ("int", "float", "bool") and _is_quoted(value) else ""
         problems.append(Problem(where, f"needs {needs}, not {_shown(value)}", hint))
     elif number and kind in ("int", "float") and not field.low <= value <= field.high:
         bound = f"at least {field.low:,}" if value < field.low else f"at most {field.high:,}"
@@ -142,8 +143,17 @@ def _unknown(key: str, spec: Section, path: str) -> Problem:
         hint = f"it belongs in {homes[0]}"
     else:
         hint = did_you_mean(key[:_MAX_SHOWN], [*spec, *(ZERO_SECOND_NAMES if spec is ZERO else ())])
-    ignored = "" if path else "DeepSpeed would ignore it without a word"
-    return Problem(f"{path}{key[:_MAX_SHOWN]}", "unknown key", hint, ignored)
+    # Source: deepspeed/runtime/config.py reads single keys of the top level; DeepSpeedZeroConfig forbids what it has no field for.
+    effect = "DeepSpeed refuses a key of this section that it does not know" if spec is ZERO else ""
+    return Problem(f"{path}{key[:_MAX_SHOWN]}", "unknown key", hint, effect if path else "DeepSpeed would ignore it without a word")
+
+
+def _is_quoted(value: Any) -> bool:
+    """True for a text that would be a number, true or false without its quotes."""
+    return (
+        isinstance(value, str)
+        and re.fullmatch(r"\s*(?:[-+]?[0-9.]{1,30}(?:[eE][-+]?[0-9]{1,3})?|true|false|True|False)\s*", value) is not None
+    )
 
 
 def _replace_deprecated(zero: dict[str, Any], problems: list[Problem], notes: list[str]) -> None:

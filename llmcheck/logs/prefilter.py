@@ -5,8 +5,8 @@ punctuation is a *shape*; a shape once found to hold no literal is not looked at
 make the shapes of a chunk, and two operations on sets leave those that are new.
 
 New shapes are read in blocks of eight bytes, as integers, one at every second byte. Whatever holds a literal of nine bytes holds its first
-eight as a block, or the eight after its first byte: a look-up of all blocks in a table of these leaves few literals to search for. Blocks of
-four would do for shorter ones, but in a MiB of words almost any four letters stand side by side somewhere: these are searched for as they are.
+eight as a block, or the eight after its first byte: a look-up of all blocks in a table of these leaves few literals to search for. Blocks
+of four would do for shorter ones, but in a MiB of words almost any four letters stand side by side: these are searched for as they are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Literal, Protocol, get_args
+
+from llmcheck import cachefile
 
 Engine = Literal["hyperscan", "ahocorasick", "python"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)  # fastest first
@@ -163,10 +165,21 @@ class _Hyperscan:
 
         self._lengths = [len(literal) for literal in literals]
         self._database = hyperscan.Database()
-        if literals:
-            self._database.compile(
-                expressions=[re.escape(literal) for literal in literals], ids=list(range(len(literals))), flags=[0] * len(literals)
-            )
+        if not literals:
+            return
+        key = cachefile.key_of(*literals)
+        kept = cachefile.load("literals", key)
+        if kept is not None:
+            try:  # it knows the release and the processor that it is for
+                self._database = hyperscan.loadb(kept, hyperscan.HS_MODE_BLOCK)
+                self._database.scratch = hyperscan.Scratch(self._database)
+                return
+            except Exception:  # then it is compiled
+                self._database = hyperscan.Database()
+        self._database.compile(
+            expressions=[re.escape(literal) for literal in literals], ids=list(range(len(literals))), flags=[0] * len(literals)
+        )
+        cachefile.store("literals", key, hyperscan.dumpb(self._database))
 
     def hits(self, data: bytes) -> Hits:
         found: Hits = []

@@ -55,7 +55,11 @@ class Outlook(Protocol):
 
     @property
     def process_bytes(self) -> int:
-        """What nvidia-smi shows."""
+        """Reserved memory, CUDA context and loaded kernels."""
+
+    @property
+    def nccl_bytes(self) -> int:
+        """What NCCL takes beside it."""
 
     @property
     def out_of_memory(self) -> OutOfMemory | None:
@@ -243,7 +247,10 @@ class Evaluator:
             return "does-not-fit", f"needs {gib(need)} of host memory per node, which has {gib(node)}"
         if worst.required_bytes > memory:
             return "does-not-fit", f"needs {gib(worst.required_bytes)} per GPU, {gib(worst.required_bytes - memory)} more than there is"
-        margin = memory - worst.required_bytes
+        nccl = worst.nccl_bytes
+        margin = memory - worst.required_bytes - nccl  # what the allocator caches beyond the required size, it gives back
+        if margin < 0:
+            return "tight", f"NCCL's memory, about {gib(nccl)}, does not fit beside the {gib(worst.required_bytes)} of the run"
         if margin < self.error_fraction * worst.required_bytes:
             return "tight", f"the margin of {gib(margin)} is inside the error band of ±{100 * self.error_fraction:.0f} %"
         return ("fits" if worst.is_calm and worst.process_bytes <= memory else "tight"), ""
@@ -315,9 +322,7 @@ def _assumptions(recipe: TrainingRecipe) -> tuple[str, ...]:
 def _not_checked(cluster: ClusterSpec) -> tuple[str, ...]:
     out = ["other programs on the GPU", "evaluation and generation during training"]
     if cluster.num_gpus > 1:
-        out.insert(
-            0, "NCCL's buffers on this machine: its kernels were measured on an H100, buffers of NVLink and networks read in its sources"
-        )
+        out.insert(0, "NCCL's buffers: of two ranks over sockets as measured, of NVLink and networks as its sources have them")
     if cluster.host_memory_bytes is None:
         out.append("host memory of the node (say --host-memory)")
     return tuple(out)

@@ -71,9 +71,9 @@ def compare(
         ),
     ]
     if measured["process_bytes"] is not None:
-        beyond = estimate.process_bytes - estimate.nccl_bytes - estimate.peak_reserved_bytes
+        beyond = estimate.process_bytes - estimate.peak_reserved_bytes
         span = estimate.peak_reserved_low_bytes + beyond, estimate.peak_reserved_high_bytes + beyond
-        totals.append(_row("process (driver)", estimate.peak_reserved_bytes + beyond, measured["process_bytes"], band, span))
+        totals.append(_row("process (driver)", estimate.process_bytes, measured["process_bytes"], band, span))
     if step_s is not None and measured["step_s"]:
         low, high = step_s * (1 - time_band), step_s * (1 + time_band)
         totals.append(Row(name="step without communication", unit="s", predicted=step_s, measured=measured["step_s"], low=low, high=high))

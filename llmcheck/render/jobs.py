@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from llmcheck.units import GIB, ceil_div
 
 PORT = 29500
+STOP_S = {"slurm": 120, "kubernetes": 300}  # from the request to stop to the end: time to save
+# torchrun kills its ranks 30 s after a request (torch/distributed/launcher/api.py, 2.13), unless this says otherwise.
+SHUTDOWN_VARIABLE, SHUTDOWN_MARGIN_S = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 10
 HOST_MARGIN = 1.25  # of the plan's host memory: the file cache of mapped weights and data is wanted, too
 
 
@@ -52,11 +55,11 @@ def slurm(job: Job) -> str:
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={job.gpus_per_node}
 #SBATCH --mem={job.host_gib}G
-#SBATCH --signal=TERM@120
+#SBATCH --signal=TERM@{STOP_S["slurm"]}
 #SBATCH --requeue
-# SIGTERM two minutes before the end makes the trainer save; a requeued job goes on from there.
+# SIGTERM before the end makes the trainer save; a requeued job goes on from there.
 set -euo pipefail
-{_exports(job.env)}first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+{_exports(_patient(job.env, "slurm"))}first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --kill-on-bad-exit=1 {head} --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$first:{PORT}" \\
   {_words(job)}
 """
@@ -69,7 +72,8 @@ def kubernetes(job: Job) -> str:
     head = ["torchrun", "--nnodes", str(job.num_nodes), "--nproc-per-node", str(job.gpus_per_node)]
     argv = [*head, "--rdzv-backend", "c10d", "--rdzv-endpoint", meet, *job.words]
     command = "\n".join(f"        - {json.dumps(word)}" for word in argv)
-    env = "\n".join(f"        - {{name: {json.dumps(name)}, value: {json.dumps(value)}}}" for name, value in job.env.items())
+    variables = _patient(job.env, "kubernetes").items()
+    env = "\n".join(f"        - {{name: {json.dumps(name)}, value: {json.dumps(value)}}}" for name, value in variables)
     return f"""# Mount what holds plan, weights, data and output under the paths below: volumes are the cluster's own affair.
 apiVersion: v1
 kind: Service
@@ -89,7 +93,7 @@ spec:
     spec:
       subdomain: {job.name}
       restartPolicy: OnFailure
-      terminationGracePeriodSeconds: 300
+      terminationGracePeriodSeconds: {STOP_S["kubernetes"]}
       containers:
       - name: trainer
         image: {image}
@@ -127,6 +131,11 @@ run: |
   {head} --rdzv-endpoint "$first:{PORT}" \\
     {_words(job)}
 """
+
+
+def _patient(env: Mapping[str, str], system: str) -> dict[str, str]:
+    """`env`, in which torchrun gives the ranks the time to save that the system gives to it."""
+    return {**env, SHUTDOWN_VARIABLE: str(STOP_S[system] - SHUTDOWN_MARGIN_S)}
 
 
 def _exports(env: Mapping[str, str]) -> str:

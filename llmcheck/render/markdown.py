@@ -41,7 +41,7 @@ def render(plan: Plan, *, solve: SolveResult | None = None, next_steps: Sequence
     lines += _table(
         (f"rank {rank.rank}, peak in {rank.peak_phase}", "GiB"),
         [(part.label, f"{part.size / GIB:.2f}") for part in memory_parts(rank) if part.size > 0]
-        + [("**process**", f"**{rank.process_bytes / GIB:.2f}**")],
+        + [("**process with NCCL**", f"**{(rank.process_bytes + rank.nccl_bytes) / GIB:.2f}**")],
         bold=True,
     )
     lines += [escape(" · ".join(time_phrases(plan))) + "  "]

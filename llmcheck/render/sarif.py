@@ -29,6 +29,8 @@ def render(report: Report, gate: Gate, *, fallback: str) -> str:
     run = {
         "tool": {
             "driver": {
+                # No informationUri, which validators ask for: the project has no public address yet, and one that leads nowhere helps
+                # nobody. Rules have a helpUri where they have a source.
                 "name": "llmcheck",
                 "version": __version__,
                 "semanticVersion": re.sub(r"\.?(dev\d+)$", r"-\1", __version__),

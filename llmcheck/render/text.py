@@ -26,6 +26,7 @@ _SMALL = 0.002  # of the process: a part below it has no cell in a bar of 100 an
 _SCREEN = 44  # lines of the short report at 100 columns: what a terminal of 45 shows above its prompt
 _MAX_REASON_LINES = 3
 _MAX_NOTE_LINES = 2  # of assumptions, of what is not checked
+_ASSUMED_MACHINE = "LCM09"  # notes of the command line: another GPU or other nodes make another plan
 _KERNELS_NOT_MEASURED = "LCM009"  # says what the evidence line says
 
 
@@ -173,8 +174,8 @@ def memory_parts(rank: RankEstimate) -> list[Part]:
     names = categories.ordered(breakdown)
     parts = [Part(categories.words(name), breakdown[name], PALETTE[i % len(PALETTE)]) for i, name in enumerate(names)]
     held = max(0, rank.peak_reserved_bytes - rank.peak_allocated_bytes)
-    process = max(0, rank.process_bytes - rank.nccl_bytes - rank.peak_reserved_bytes)
-    return [*parts, Part("cached, unused", held, CACHED), Part("NCCL", rank.nccl_bytes, NCCL), Part("CUDA context", process, CONTEXT)]
+    process = max(0, rank.process_bytes - rank.peak_reserved_bytes)
+    return [*parts, Part("cached, unused", held, CACHED), Part("CUDA context", process, CONTEXT), Part("NCCL", rank.nccl_bytes, NCCL)]
 
 
 def _legend(parts: Sequence[Part], columns: int, pen: Pen) -> list[str]:
@@ -199,7 +200,7 @@ def _peaks(plan: Plan, rank: RankEstimate, pen: Pen) -> list[str]:
     phrases = [
         f"allocated {rank.peak_allocated_bytes / GIB:.2f}",
         _reserved(rank),
-        f"process {rank.process_bytes / GIB:.2f} (in nvidia-smi)",
+        f"process {rank.process_bytes / GIB:.2f}, in nvidia-smi about {(rank.process_bytes + rank.nccl_bytes) / GIB:.2f} with NCCL",
         f"loading {rank.init_peak_allocated_bytes / GIB:.2f}",
     ]
     if plan.memory.worst != plan.memory.rank0:
@@ -216,11 +217,11 @@ def _reserved(rank: RankEstimate) -> str:
 
 
 def _findings(plan: Plan, pen: Pen, short: _Short) -> tuple[list[str], list[list[str]]]:
-    """The lines of errors and warnings, and those of each note."""
+    """The lines of errors, warnings and of what was assumed about the machine, which are never left out, and those of each other note."""
     urgent: list[str] = []
     notes = []
     for finding in plan.findings:
-        if finding.severity != "note":
+        if finding.severity != "note" or finding.code.startswith(_ASSUMED_MACHINE):
             urgent += _finding(finding, pen)
         elif short.verbose or finding.code != _KERNELS_NOT_MEASURED:
             notes.append(_finding(finding, pen))

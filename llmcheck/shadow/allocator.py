@@ -14,6 +14,7 @@ Rules read in ``c10/cuda/CUDACachingAllocator.cpp`` (torch 2.11) and checked by 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import NamedTuple
 
 MIN_BLOCK = 512
@@ -23,8 +24,10 @@ LARGE_BUFFER = 20 << 20
 MIN_LARGE_ALLOC = 10 << 20
 ROUND_LARGE = 2 << 20
 
-# A block is one number, its size above its address: the order of the numbers is the allocator's order of free blocks.
-SIZE_SHIFT = 52
+# A block is one number, its size above its address, both in units of UNIT bytes: the order of the numbers is the allocator's order of
+# free blocks, and most of them are short enough for fast arithmetic.
+UNIT = MIN_BLOCK
+SIZE_SHIFT = 40
 ADDRESS = (1 << SIZE_SHIFT) - 1
 NO_CAP = 1 << 60
 
@@ -46,13 +49,13 @@ class Block(NamedTuple):
 
 
 class Pool:
-    """Free blocks of one (stream, size class): sorted, by their start and by their end."""
+    """Free blocks of one (stream, size class): sorted, by their start and by their end. All numbers in units."""
 
     __slots__ = ("small", "min_rest", "free", "starts", "ends", "segments", "holes")
 
     def __init__(self, small: bool, min_rest: int) -> None:
         self.small = small
-        self.min_rest = min_rest  # bytes that a block must exceed its request by, to be split
+        self.min_rest = min_rest  # that a block must exceed its request by, to be split
         self.free: list[int] = []
         self.starts: dict[int, int] = {}
         self.ends: dict[int, int] = {}
@@ -65,6 +68,10 @@ class Pool:
         out.free, out.starts, out.ends = self.free[:], self.starts.copy(), self.ends.copy()
         out.segments, out.holes = self.segments.copy(), self.holes.copy()
         return out
+
+    def lists(self) -> Lists:
+        """The pool, its free blocks, and these by start and end."""
+        return self, self.free, self.starts, self.ends
 
     def add(self, block: int) -> None:
         """Enter a free block that has no free neighbour."""
@@ -105,6 +112,7 @@ class Allocator:
         self.reserved = self.peak_reserved = self.num_retries = 0
         self.admitted, self.refused = 0, NO_CAP + 1
         self.allocated = self.peak_allocated = 0  # of `malloc` and `free`
+        self.event = 0
 
     # --- one request at a time, in bytes
 
@@ -112,8 +120,8 @@ class Allocator:
         """A block for `nbytes` on `stream`."""
         size = rounded(nbytes)
         pool = self.pool(stream, size <= SMALL_SIZE)
-        block = self.take(size, pool)
-        out = Block(block & ADDRESS, block >> SIZE_SHIFT, pool)
+        block = self.take(size // UNIT, pool)
+        out = Block((block & ADDRESS) * UNIT, (block >> SIZE_SHIFT) * UNIT, pool)
         self.allocated += out.size
         self.peak_allocated = max(self.peak_allocated, self.allocated)
         return out
@@ -121,9 +129,9 @@ class Allocator:
     def free(self, block: Block) -> None:
         """Give back what `malloc` handed out."""
         self.allocated -= block.size
-        self.give(block.size << SIZE_SHIFT | block.addr, block.pool)
+        self.give(block.size // UNIT << SIZE_SHIFT | block.addr // UNIT, block.pool)
 
-    # --- many requests: the caller rounds them and knows their pools
+    # --- many requests: the caller rounds them, in units, and knows their pools
 
     def pool(self, stream: int, small: bool) -> Pool:
         """The pool of the requests on `stream` up to SMALL_SIZE, or of those above."""
@@ -134,6 +142,16 @@ class Allocator:
 
     def take(self, size: int, pool: Pool) -> int:
         """A block for a rounded request."""
+        blocks = [0]
+        self.run((0,), (size,), (pool.lists(),), blocks, forget=False)
+        return blocks[0]
+
+    def run(self, events: Sequence[int], sizes: Sequence[int], pools: Sequence[Lists], blocks: list[int], *, forget: bool) -> None:
+        """Serve ``e`` and free ``~e``, one after the other; blocks by request go to `blocks`.
+
+        `pools`: of each request, and once more from the end, where a free's number points. `forget`: the blocks of freed requests become
+        0, and those that are 0 were freed before. `event` is the request being served when pages are lacking.
+        """
         raise NotImplementedError
 
     def give(self, block: int, pool: Pool) -> int:
@@ -187,6 +205,9 @@ class Allocator:
         self.empty_cache()
 
 
+Lists = tuple[Pool, list[int], dict[int, int], dict[int, int]]  # see `Pool.lists`
+
+
 class NativeAllocator(Allocator):
     """The default allocator: segments of the driver."""
 
@@ -195,37 +216,52 @@ class NativeAllocator(Allocator):
         self.next_addr = ADDRESS + 1
 
     def _new_pool(self, small: bool) -> Pool:
-        return Pool(small, MIN_BLOCK if small else SMALL_SIZE + MIN_BLOCK)
+        return Pool(small, 1 if small else SMALL_SIZE // UNIT + 1)
 
-    def take(self, size: int, pool: Pool) -> int:
-        free, starts = pool.free, pool.starts
-        wanted = size << SIZE_SHIFT
-        i = bisect_left(free, wanted)
-        if i < len(free):
-            block = free.pop(i)
-            addr, whole = block & ADDRESS, block >> SIZE_SHIFT
-            del starts[addr]
-            if whole - size < pool.min_rest:
-                del pool.ends[addr + whole]
-                return block
-        else:
-            block = self._new_segment(size, pool)
-            addr, whole = block & ADDRESS, block >> SIZE_SHIFT
-            if whole - size < pool.min_rest:
-                return block
-        tail = block - wanted + size
-        insort(free, tail)
-        starts[addr + size] = pool.ends[addr + whole] = tail
-        return wanted + addr
+    def run(self, events: Sequence[int], sizes: Sequence[int], pools: Sequence[Lists], blocks: list[int], *, forget: bool) -> None:
+        for e in events:
+            pool, free, starts, ends = pools[e]
+            if e < 0:
+                block = blocks[~e]
+                if forget:
+                    if not block:
+                        continue
+                    blocks[~e] = 0
+                self.give(block, pool)
+                continue
+            size = sizes[e]
+            wanted = size << SIZE_SHIFT
+            i = bisect_left(free, wanted)
+            if i < len(free):
+                block = free.pop(i)
+                addr, whole = block & ADDRESS, block >> SIZE_SHIFT
+                del starts[addr]
+                if whole - size < pool.min_rest:
+                    del ends[addr + whole]
+                    blocks[e] = block
+                    continue
+            else:
+                self.event = e
+                block = self._new_segment(size, pool)
+                addr, whole = block & ADDRESS, block >> SIZE_SHIFT
+                if whole - size < pool.min_rest:
+                    blocks[e] = block
+                    continue
+            tail = block - wanted + size
+            insort(free, tail)
+            starts[addr + size] = ends[addr + whole] = tail
+            blocks[e] = wanted + addr
 
     def _new_segment(self, size: int, pool: Pool) -> int:
-        segment = segment_size(size)
+        segment = segment_size(size * UNIT)
         if not self._admits(segment):
             self._flush()
             if not self._admits(segment):
-                raise OutOfMemoryError(size, self.reserved)
-        self.next_addr -= segment + MIN_BLOCK  # apart, so that blocks of two segments are no neighbours
+                raise OutOfMemoryError(size * UNIT, self.reserved)
         self._reserve(segment)
+        segment //= UNIT
+        self.next_addr -= segment + 1  # apart, so that blocks of two segments are no neighbours
+        assert self.next_addr > 0
         pool.segments[self.next_addr] = segment
         return segment << SIZE_SHIFT | self.next_addr
 
@@ -235,43 +271,72 @@ class NativeAllocator(Allocator):
                 addr = block & ADDRESS
                 if pool.segments.get(addr) == block >> SIZE_SHIFT:
                     pool.remove(block)
-                    self.reserved -= pool.segments.pop(addr)
+                    self.reserved -= pool.segments.pop(addr) * UNIT
 
 
 class ExpandableAllocator(Allocator):
     """``expandable_segments:True``: one growing virtual range a pool, whose holes have no pages."""
 
     def _new_pool(self, small: bool) -> Pool:
-        pool = Pool(small, MIN_BLOCK)
+        pool = Pool(small, 1)
         pool.holes[0] = ADDRESS + 1
         return pool
 
-    def take(self, size: int, pool: Pool) -> int:
-        free, starts = pool.free, pool.starts
-        wanted = size << SIZE_SHIFT
-        i = bisect_left(free, wanted)
-        if i == len(free):
-            i = bisect_left(free, self._expand(pool, size))
-        block = free[i]
-        addr = block & ADDRESS
-        end = addr + (block >> SIZE_SHIFT)
-        if end in pool.holes and i + 1 < len(free):  # it can grow, so something that follows may count as smaller
-            i = self._best_of(pool, i)
+    def run(self, events: Sequence[int], sizes: Sequence[int], pools: Sequence[Lists], blocks: list[int], *, forget: bool) -> None:
+        for e in events:
+            pool, free, starts, ends = pools[e]
+            if e < 0:
+                block = blocks[~e]
+                if forget:
+                    if not block:
+                        continue
+                    blocks[~e] = 0
+                addr = block & ADDRESS  # from here on `give`, without a call
+                end = addr + (block >> SIZE_SHIFT)
+                before = ends.pop(addr, None)
+                after = starts.pop(end, None)
+                if after is not None:
+                    i = bisect_left(free, after)
+                    block += after - end
+                    end += after >> SIZE_SHIFT
+                    if before is None and (i + 1 == len(free) or free[i + 1] > block):
+                        free[i] = starts[addr] = ends[end] = block
+                        continue
+                    del free[i]
+                if before is not None:
+                    del free[bisect_left(free, before)]
+                    block += before - addr
+                    addr = before & ADDRESS
+                insort(free, block)
+                starts[addr] = ends[end] = block
+                continue
+            size = sizes[e]
+            wanted = size << SIZE_SHIFT
+            i = bisect_left(free, wanted)
+            if i == len(free):
+                self.event = e
+                i = bisect_left(free, self._expand(pool, size))
             block = free[i]
             addr = block & ADDRESS
             end = addr + (block >> SIZE_SHIFT)
-        del starts[addr]
-        tail = block - wanted + size
-        if tail == end:  # nothing is left
-            del free[i], pool.ends[end]
-            return block
-        if i and free[i - 1] > tail:
-            del free[i]
-            insort(free, tail)
-        else:
-            free[i] = tail
-        starts[addr + size] = pool.ends[end] = tail
-        return wanted + addr
+            if end in pool.holes and i + 1 < len(free):  # it can grow, so something that follows may count as smaller
+                i = self._best_of(pool, i)
+                block = free[i]
+                addr = block & ADDRESS
+                end = addr + (block >> SIZE_SHIFT)
+            del starts[addr]
+            tail = block - wanted + size
+            if tail == end:  # nothing is left
+                del free[i], ends[end]
+                blocks[e] = block
+                continue
+            if i and free[i - 1] > tail:
+                del free[i]
+                insort(free, tail)
+            else:
+                free[i] = tail
+            starts[addr + size] = ends[end] = tail
+            blocks[e] = wanted + addr
 
     @staticmethod
     def _best_of(pool: Pool, i: int) -> int:
@@ -290,19 +355,19 @@ class ExpandableAllocator(Allocator):
         return len(free) - 1
 
     def _expand(self, pool: Pool, size: int) -> int:
-        """A free block of at least `size` bytes, where there was none."""
-        request = segment_size(size)
+        """A free block of at least `size` units, where there was none."""
+        request = segment_size(size * UNIT)
         if not self._admits(request):
             self._flush()
             if not self._admits(request):
-                raise OutOfMemoryError(size, self.reserved)
+                raise OutOfMemoryError(size * UNIT, self.reserved)
         block = self._map_for(pool, size)
         if block is None:  # the driver has no page left
             self._flush()
             i = bisect_left(pool.free, size << SIZE_SHIFT)
             block = pool.free[self._best_of(pool, i)] if i < len(pool.free) else self._map_for(pool, size)
             if block is None:
-                raise OutOfMemoryError(size, self.reserved)
+                raise OutOfMemoryError(size * UNIT, self.reserved)
         return block
 
     def _map_for(self, pool: Pool, size: int) -> int | None:
@@ -332,19 +397,19 @@ class ExpandableAllocator(Allocator):
 
     def _map(self, pool: Pool, addr: int, size: int) -> int | None:
         """Map pages at the start of the hole at `addr` for `size` bytes; the block, merged with its free neighbours."""
-        page = SMALL_BUFFER if pool.small else LARGE_BUFFER
+        page = (SMALL_BUFFER if pool.small else LARGE_BUFFER) // UNIT
         mapped = min((size + page - 1) // page * page, pool.holes[addr])
-        if not self._admits(mapped):
+        if not self._admits(mapped * UNIT):
             return None
         rest = pool.holes.pop(addr) - mapped
         if rest:
             pool.holes[addr + mapped] = rest
-        self._reserve(mapped)
+        self._reserve(mapped * UNIT)
         return self.give(mapped << SIZE_SHIFT | addr, pool)
 
     def empty_cache(self) -> None:
         for pool in self.pools.values():
-            page = SMALL_BUFFER if pool.small else LARGE_BUFFER
+            page = (SMALL_BUFFER if pool.small else LARGE_BUFFER) // UNIT
             holes = pool.holes
             hole_ends = {addr + size: addr for addr, size in holes.items()}
             for block in list(pool.free):
@@ -354,7 +419,7 @@ class ExpandableAllocator(Allocator):
                 if last <= first:
                     continue
                 pool.remove(block)
-                self.reserved -= last - first
+                self.reserved -= (last - first) * UNIT
                 if addr < first:
                     pool.add(first - addr << SIZE_SHIFT | addr)
                 if last < end:

@@ -66,7 +66,10 @@ def _choose(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, enable_gqa: bo
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, enable_gqa: bool = True) -> Tensor:
     """``F.scaled_dot_product_attention``; result [b, H, s, dv] in the query's layout."""
     if mask is not None and mask.item == 1:
-        mask = Tensor(mask.shape, q.item)  # a boolean mask becomes an additive one
+        # a boolean mask becomes an additive one: torch 2.11 inverts it first (h10-ministral of benchmarks/holdout), 2.13 no longer
+        inverse = Tensor(mask.shape, 1) if cur.kernels is not None else None
+        mask = Tensor(mask.shape, q.item)
+        del inverse
     name = _choose(q, k, v, mask, enable_gqa)
     if name == "math":
         return _math(q, k, v, mask, dropout, enable_gqa)

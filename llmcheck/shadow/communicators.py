@@ -1,6 +1,7 @@
 """Device memory that NCCL takes in a rank's process, beside torch's allocator: kernels, and buffers of each communicator.
 
-Measured over sockets on one H100; the buffers of NVLink, PCIe and networks are read from NCCL's sources (``data/nccl.toml``).
+Measured on one H100, for a single rank and for two that talk over sockets; the buffers of NVLink, PCIe and networks are read from NCCL's
+sources (``data/nccl.toml``).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ def _constants() -> Mapping[str, Any]:
 
 
 def nccl_bytes(cluster: ClusterSpec) -> int:
-    """Device memory of NCCL in each rank's process from the first step on; 0 for a single rank."""
-    if cluster.num_gpus < 2:
-        return 0
+    """Device memory of NCCL in each rank's process from the first step on. DeepSpeed starts it for a single rank, too."""
+    if cluster.num_gpus == 1:
+        alone: int = _constants()["communicator"]["alone_bytes"]
+        return _kernel_bytes(cluster.gpu) + alone
     number: int = _constants()["communicator"]["number"]
     return _kernel_bytes(cluster.gpu) + number * communicator_bytes(cluster)
 

@@ -10,6 +10,7 @@ from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
 from llmcheck.shadow.optim import OptimizerState
+from llmcheck.shadow.script import Scripts
 from llmcheck.shadow.steady import Start, repeat, repeat_first, start_of_step
 from llmcheck.shadow.tensor import Packed, Tape, Tensor, backward, cur
 from llmcheck.shadow.zero import stage0
@@ -60,6 +61,8 @@ def execute(
     else:
         build = Build(item)
     model = family.build(build, config, run)
+    if isinstance(build, quant.QuantBuild):
+        build.load(model)
     if recipe.lora is not None:
         if recipe.method == "qlora":
             quant.cast_rest(model, 4)
@@ -73,6 +76,7 @@ def execute(
         quant.cast_rest(model, item)
     engine = _initialize(model, build, recipe, settings, item, rank, world, flatten_on_device)
     tape.mark("phase", "init")
+    cur.scripts = Scripts(model)
     _train(model, engine, family, config, recipe, kernels, tape, steps)
     cur.hooks = None
     cur.reset(Tape())

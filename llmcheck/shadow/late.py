@@ -174,10 +174,10 @@ def _replay(run: Late, immediate: Replays, cap_bytes: int | None, *, until_flush
     allocator, blocks, position = state.allocator, state.blocks, state.position
     if until_flush and allocator.num_retries:
         raise _FlushedError
-    events, sizes, pool_of, asked = run.events, run.source.block_sizes, immediate.pool_of, run.asked
+    events, sizes, asked = run.events, immediate.sizes, run.asked
     pools = immediate.pools(allocator)
-    take, give, give_back = allocator.take, allocator.give, allocator.empty_cache
-    e = num_back = flushed = 0
+    give, give_back = allocator.give, allocator.empty_cache
+    num_back = flushed = 0
 
     def wait(position: int) -> None:
         """All blocks whose frees were asked for before event `position` come back."""
@@ -186,14 +186,14 @@ def _replay(run: Late, immediate: Replays, cap_bytes: int | None, *, until_flush
             request = asked[num_back][1]
             num_back += 1
             if blocks[request]:  # else it is back
-                give(blocks[request], pools[pool_of[request]])
+                give(blocks[request], pools[request][0])
                 blocks[request] = 0
 
     def flush() -> None:
         nonlocal flushed
         if until_flush:
             raise _FlushedError
-        flushed = events.index(e, flushed)
+        flushed = events.index(allocator.event, flushed)
         wait(flushed)
         give_back()
 
@@ -204,12 +204,8 @@ def _replay(run: Late, immediate: Replays, cap_bytes: int | None, *, until_flush
             if not run.has_mark(number):
                 break
             stop, what, name = run.marks[number]
-            for e in events[position:stop]:
-                if e >= 0:
-                    blocks[e] = take(sizes[e], pools[pool_of[e]])
-                elif blocks[~e]:  # else it came back when the allocator waited for all
-                    give(blocks[~e], pools[pool_of[~e]])
-                    blocks[~e] = 0
+            # what came back when the allocator waited for all is not freed again
+            allocator.run(events[position:stop], sizes, pools, blocks, forget=True)
             position = stop
             if what == "empty_cache":
                 wait(stop)

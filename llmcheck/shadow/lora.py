@@ -105,9 +105,13 @@ class PeftModel(CausalLM):
 
 _LAYERS = (Linear, Conv1D)
 
+# Names that peft 0.21 takes for the fused experts' weights of a mixture, however they are spelt, even where shared experts and dense
+# layers have linear layers of these names (utils/transformers_weight_conversion.py); with adapter dropout it then refuses them.
+EXPERT_NAMES = frozenset({"gate_proj", "up_proj", "down_proj"})
+
 
 def target_names(spec: LoraSpec, family: Family, model: CausalLM) -> tuple[str, ...]:
-    """Module name endings that `spec.targets` means for this family; an unknown name is an error that names the known ones."""
+    """Module name endings that `spec.targets` means for this family; a name that is unknown, or means experts, is an error."""
     if spec.targets == "all-linear":
         return family.linear_targets
     if spec.targets == "attention":
@@ -122,6 +126,14 @@ def target_names(spec: LoraSpec, family: Family, model: CausalLM) -> tuple[str, 
                 where="--lora-targets",
                 why="LoRA would match nothing there",
                 hint=did_you_mean(name, known) or "linear layers of this family: " + ", ".join(known),
+            )
+        if name.rsplit(".", 1)[-1] in EXPERT_NAMES.difference(family.linear_targets):
+            raise UserError(
+                f"{name!r} cannot have adapters in a {family.name} model",
+                code="lora-targets",
+                where="--lora-targets",
+                why="peft takes the name for the fused experts' weights, not for the linear layers of that name",
+                hint="--lora-targets all-linear, or names of these: " + ", ".join(sorted(family.linear_targets)),
             )
     return names
 

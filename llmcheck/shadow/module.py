@@ -239,6 +239,10 @@ class CheckpointedLayer(Module):
     checkpointed = False
 
     def __call__(self, x: Tensor, *bound: Any) -> Any:
+        return self.execute(x, *bound) if cur.scripts is None else cur.scripts.call(self, x, bound)
+
+    def execute(self, x: Tensor, *bound: Any) -> Any:
+        """The layer itself, where `__call__` may play its script."""
         if self.checkpointed and cur.grad:
             return checkpoint(lambda h: Module.__call__(self, h, *bound), x)
         return Module.__call__(self, x, *bound)

@@ -775,8 +775,8 @@ def linear(x: Tensor, w: Tensor, b: Param | None = None) -> Tensor:
     return dense(x, w, b) if hooks is None else hooks.linear(x, w, b)  # ZeRO-3 exchanges F.linear
 
 
-def dense(x: Tensor, w: Tensor, b: Param | None = None) -> Tensor:
-    """`linear` as torch has it; without a bias also ``x @ w.T``."""
+def dense(x: Tensor, w: Tensor, b: Param | None = None, *, transposed: bool = False) -> Tensor:
+    """`linear` as torch has it. `transposed`: ``x @ w.T``, which saves the view, so that ZeRO-3 cannot take the memory away."""
     lead, k = x.shape[:-1], x.shape[-1]
     n, rows = w.shape[0], prod(x.shape[:-1])
     if x.strides is not None:
@@ -786,7 +786,7 @@ def dense(x: Tensor, w: Tensor, b: Param | None = None) -> Tensor:
         return matmul_kernel(lead + (n,), x.item, b is not None)
     xs, item = x.shape, x.item
     flat = len(lead) != 1  # rows were merged by a view: the gradient of `x` is one, too
-    saved = (keep(x) if need_w else None, keep(w) if need_x else None)
+    saved = (keep(x) if need_w else None, (w.st if transposed else keep(w)) if need_x else None)
     if b is None:
 
         def back(s: Any, g: Tensor) -> list[Tensor | None]:

@@ -1,4 +1,4 @@
-"""NF4 with double quantisation, as bitsandbytes 0.50 and ``peft.prepare_model_for_kbit_training`` leave a model.
+"""NF4 with double quantisation, as bitsandbytes 0.50, transformers 5.17 and ``peft.prepare_model_for_kbit_training`` leave a model.
 
 Weights of linear layers (the head excepted) are packed two to a byte with one 8-bit scale a block of 64, whose own scales are fp32, one
 a block of 256. Each product unpacks the weight into the model's type first, forward and backward.
@@ -6,16 +6,17 @@ a block of 256. Each product unpacks the weight into the model's type first, for
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 from llmcheck.shadow import ops
-from llmcheck.shadow.module import Build, Linear, Module
-from llmcheck.shadow.tensor import Param, Storage, Tensor, attach, begin, cur
+from llmcheck.shadow.module import Build, Conv1D, Linear, Module
+from llmcheck.shadow.tensor import EMPTY, Param, Storage, Tensor, attach, begin, cur
 from llmcheck.units import ceil_div
 
 BLOCK = 64  # elements a scale (bitsandbytes.functional.quantize_4bit)
 BLOCK2 = 256  # scales a second-level scale
+BY_NAME = True  # weights come in the order of their names; False: of construction, as in the campaign of benchmarks/accuracy
+MAP_BYTES = 1024  # the second-level quantisation map, 256 fp32 values
 
 
 class PackedWeight:
@@ -36,7 +37,8 @@ class PackedWeight:
         build.make_map()
         absmax32 = Storage(4 * ceil_div(blocks, BLOCK2))
         absmax8 = Storage(blocks)
-        self.state = (code, offset, absmax8, absmax32)
+        code2 = Storage(MAP_BYTES)  # each layer's state has a copy of the map
+        self.state = (code, offset, absmax8, absmax32, code2)
         del absmax, centred
 
     def _unpack(self, num_scales: int) -> tuple[Storage, list[Storage]]:
@@ -71,26 +73,67 @@ class PackedWeight:
 
 
 class QuantBuild(Build):
-    """Construction with each linear layer but the head quantised as soon as its weight is there, as loading a checkpoint does."""
+    """Construction without storage, as on the meta device; `load` then brings the weights, as from a checkpoint."""
 
     def __init__(self, item: int, vocab_size: int) -> None:
         super().__init__(item)
         self.vocab_size = vocab_size
         self.map: Storage | None = None
 
-    def make_map(self) -> None:
-        """The second-level quantisation map, 256 fp32 values, shared by all layers."""
-        if self.map is None:
-            self.map = Storage(1024)
+    def param(self, *shape: int, item: int = 0) -> Param:
+        return Param(shape, item or self.item, st=EMPTY)
 
-    def finish(self, module: Module) -> None:
-        if type(module) is not Linear or module.weight.shape[0] == self.vocab_size:
-            return
+    def make_map(self) -> None:
+        """bitsandbytes' own map, made for the first layer."""
+        if self.map is None:
+            self.map = Storage(MAP_BYTES)
+
+    def load(self, model: Module) -> None:
+        """Weights to the device one by one in the order of their names, each layer packed as soon as its weight is there.
+
+        transformers 5.17, ``core_model_loading.convert_and_load_state_dict_in_model``: without threads where it quantises on the way.
+        """
         before, cur.category = cur.category, "weights"
-        module.packed = PackedWeight(module.weight, self)
-        module.weight.st = module.packed.packed
-        module.weight.req = False
+        converted = _without_conv1d(model)
+        layers = {id(m.weight): m for m in model.modules() if type(m) is Linear and m.weight.shape[0] != self.vocab_size}
+        named = list(model.named_parameters())
+        for _, p in sorted(named, key=lambda pair: natural_key(pair[0])) if BY_NAME else named:
+            p.st = Storage(p.numel * p.item)
+            layer = layers.get(id(p))
+            if layer is not None:
+                line = Storage(p.numel * p.item) if id(p) in converted else None  # of the transposed weight, contiguous again
+                layer.packed = PackedWeight(p, self)
+                p.st, p.req = layer.packed.packed, False
+                del line
         cur.category = before
+
+
+def natural_key(name: str) -> list[tuple[int, str, int]]:
+    """Numbers by their value, also at the end of a word (transformers 5.17, ``core_model_loading.dot_natural_key``)."""
+    key = []
+    for part in name.split("."):
+        word = part.rstrip("0123456789")
+        digits = part[len(word) :]
+        key.append((0, "", int(part)) if not word else (1, word, int(digits) if digits else -1))
+    return key
+
+
+def _without_conv1d(module: Module) -> set[int]:
+    """Make each GPT-2 ``Conv1D`` a linear layer, as ``replace_with_bnb_linear`` does; the ids of their weights."""
+    found = set()
+    for key, value in list(module.__dict__.items()):
+        if isinstance(value, Conv1D):
+            layer = Linear(Build(value.weight.item), 0, 0)
+            layer.weight, layer.bias = Param((value.out_features, value.in_features), value.weight.item, st=EMPTY), value.bias
+            setattr(module, key, layer)
+            found.add(id(layer.weight))
+        elif isinstance(value, Module):
+            found |= _without_conv1d(value)
+        elif type(value) is list:
+            for item in value:
+                if isinstance(item, Module):
+                    found |= _without_conv1d(item)
+    return found
 
 
 def cast_rest(model: Module, item: int) -> None:
@@ -103,5 +146,5 @@ def cast_rest(model: Module, item: int) -> None:
     for p in model.parameters():
         if id(p) not in packed and p.item != item:
             p.item = item
-            p.st = Storage(prod(p.shape) * item)
+            p.st = Storage(p.numel * item)
     cur.category = before

@@ -11,11 +11,12 @@ from llmcheck.shadow.allocator import (
     NO_CAP,
     SIZE_SHIFT,
     SMALL_SIZE,
+    UNIT,
     Allocator,
     ExpandableAllocator,
+    Lists,
     NativeAllocator,
     OutOfMemoryError,
-    Pool,
 )
 from llmcheck.shadow.tensor import Tape
 from llmcheck.types import AllocatorKind, OutOfMemory, PhaseStats
@@ -54,7 +55,7 @@ class Replay:
     @cached_property
     def block_bytes(self) -> list[int]:
         """Size of the block that served each request; 0 where it was not reached."""
-        return [block >> SIZE_SHIFT for block in self._blocks]
+        return [(block >> SIZE_SHIFT) * UNIT for block in self._blocks]
 
     @cached_property
     def _allocated(self) -> list[int]:
@@ -145,9 +146,8 @@ class Replays:
         self._done: list[Replay] = []
         self._states: list[State] = []
         self._after: list[tuple[str, State]] = []  # states at the end of the phases of _KEPT_PHASES
-        self.pool_of = [  # of each request: its place in `pools`
-            2 * stream + (size <= SMALL_SIZE) for stream, size in zip(tape.streams, tape.block_sizes, strict=True)
-        ]
+        self.sizes = [size // UNIT for size in tape.block_sizes]
+        self._pool_of = [2 * stream + (size <= SMALL_SIZE) for stream, size in zip(tape.streams, tape.block_sizes, strict=True)]
 
     def under(self, cap_bytes: int | None) -> Replay:
         """The replay under a cap on reserved memory (None: no cap)."""
@@ -160,9 +160,13 @@ class Replays:
         self._done.append(done)
         return done
 
-    def pools(self, allocator: Allocator) -> list[Pool]:
-        """The pools of `allocator` that the tape's requests come from."""
-        return [allocator.pool(stream, small) for stream in range(max(self.tape.streams, default=0) + 1) for small in (False, True)]
+    def pools(self, allocator: Allocator) -> list[Lists]:
+        """The pool of `allocator` that each request comes from, as `Allocator.run` wants them."""
+        pools = [
+            allocator.pool(stream, small).lists() for stream in range(max(self.tape.streams, default=0) + 1) for small in (False, True)
+        ]
+        out = [pools[place] for place in self._pool_of]
+        return out + out[::-1]
 
     def state_after(self, phase: str, cap_bytes: int | None) -> State:
         """The state at the end of `phase` ("init" or "bwd0") under a cap, to go on from; that of the start where that was not reached."""
@@ -179,12 +183,11 @@ class Replays:
 
     def _run(self, cap: int, state: State | None) -> Replay:
         """Run the tape, from `state` on where there is one, and keep the states that come by."""
-        tape, events, sizes, pool_of = self.tape, self.tape.events, self.tape.block_sizes, self.pool_of
+        tape, events, sizes = self.tape, self.tape.events, self.sizes
         state = state or self._start(cap)
         position, allocator, marks, blocks = state.position, state.allocator.copy(cap), state.marks[:], state.blocks[:]
         pools = self.pools(allocator)
         names = [name for _, what, name in tape.marks if what == "phase"]
-        take, give = allocator.take, allocator.give
         kept = len(self._states)
         for number, (stop, what, name) in enumerate((*tape.marks, (len(events), "end", ""))):
             if number < state.num_marks:
@@ -192,13 +195,9 @@ class Replays:
             for start in range(position, stop, _PIECE):
                 piece = events[start : min(start + _PIECE, stop)]
                 try:
-                    for e in piece:
-                        if e >= 0:
-                            blocks[e] = take(sizes[e], pools[pool_of[e]])
-                        else:
-                            give(blocks[~e], pools[pool_of[~e]])
+                    allocator.run(piece, sizes, pools, blocks, forget=False)
                 except OutOfMemoryError:
-                    failed = start + piece.index(e)
+                    failed = start + piece.index(allocator.event)
                     phase = names[len(marks)] if len(marks) < len(names) else "end"
                     marks.append(Mark(phase, failed, allocator.reserved, allocator.peak_reserved))
                     return Replay(tape, allocator, blocks, marks, failed)

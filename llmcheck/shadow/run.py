@@ -24,9 +24,9 @@ from llmcheck.types import AllocatorKind, ClusterSpec, GpuSpec, ModelSpec, OutOf
 from llmcheck.units import MIB
 
 # Device memory of loaded kernels and library handles beyond the bare CUDA context, read off nvidia-smi's figure minus torch's reserved
-# bytes in 56 runs (H100, driver 580, torch 2.11, CUDA 13.0): the same to 2 MiB within each group.
-_LOADED_BYTES = 200 * MIB
-_LOADED_STAGE0_BYTES = 146 * MIB
+# bytes in 146 runs (H100, driver 580, torch 2.11, CUDA 13.0): the same to 4 MiB within each group.
+_LOADED_BYTES = 130 * MIB
+_STREAMS_BYTES = 70 * MIB  # torch makes its 32 streams with the first one that is asked for
 _LOADED_CUDNN_ATTENTION_BYTES = 16 * MIB
 
 
@@ -46,37 +46,38 @@ class Sequence:
 
 def loaded_bytes(recipe: TrainingRecipe, gpu: GpuSpec) -> int:
     """Device memory of the process outside torch's allocator, beyond the CUDA context."""
-    total = _LOADED_STAGE0_BYTES if recipe.zero_stage == 0 else _LOADED_BYTES
-    if recipe.attention == "sdpa" and gpu.compute_capability >= (9, 0):
+    total = _LOADED_BYTES
+    if _has_streams(recipe):
+        total += _STREAMS_BYTES
+    if recipe.attention == "sdpa" and gpu.compute_capability >= (9, 0) and recipe.precision != "fp32":  # cuDNN's has no fp32
         total += _LOADED_CUDNN_ATTENTION_BYTES
     return total
 
 
-def overhead_bytes(recipe: TrainingRecipe, cluster: ClusterSpec, *, with_nccl: bool = True) -> int:
-    """Everything of a rank's process that torch's allocator does not manage: CUDA context, loaded kernels, NCCL."""
-    return cluster.gpu.context_bytes + loaded_bytes(recipe, cluster.gpu) + (nccl_bytes(cluster) if with_nccl else 0)
+def _has_streams(recipe: TrainingRecipe) -> bool:
+    """Whether DeepSpeed (0.19.8) makes a stream: stages 1 and 2 always, stage 3 where communication overlaps."""
+    if recipe.zero_stage != 3:
+        return recipe.zero_stage > 0
+    overlap = recipe.deepspeed.get("zero_optimization", {}).get("overlap_comm")
+    return overlap is None or bool(overlap)
+
+
+def overhead_bytes(recipe: TrainingRecipe, gpu: GpuSpec) -> int:
+    """What torch's allocator does not manage of a process: CUDA context, loaded kernels. NCCL's is beside it (communicators.py)."""
+    return gpu.context_bytes + loaded_bytes(recipe, gpu)
 
 
 class Rank:
     """`rank` of a cluster, simulated. Whatever is asked of it is computed then: a search wants little of most recipes.
 
-    `cap_bytes`: bytes that torch's allocator may reserve (None: the GPU's memory less context, loaded kernels and NCCL).
-    `with_nccl`: False for a rank whose collectives are left out, as where it is measured alone.
+    `cap_bytes`: bytes that torch's allocator may reserve (None: the GPU's memory less context and loaded kernels).
     """
 
     def __init__(
-        self,
-        model: ModelSpec,
-        recipe: TrainingRecipe,
-        cluster: ClusterSpec,
-        *,
-        rank: int = 0,
-        cap_bytes: int | None = None,
-        with_nccl: bool = True,
+        self, model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, *, rank: int = 0, cap_bytes: int | None = None
     ) -> None:
         self.recipe, self.rank = recipe, rank
-        self._nccl_bytes = nccl_bytes(cluster) if with_nccl else 0
-        self._overhead_bytes = overhead_bytes(recipe, cluster, with_nccl=with_nccl)
+        self._overhead_bytes = overhead_bytes(recipe, cluster.gpu)
         free = cluster.gpu.memory_bytes - self._overhead_bytes
         self._capacity_bytes = free if cap_bytes is None else cap_bytes
         self._key = _key(model, recipe, cluster, rank, free)
@@ -111,8 +112,13 @@ class Rank:
 
     @property
     def process_bytes(self) -> int:
-        """Reserved memory, CUDA context, loaded kernels and NCCL."""
+        """Reserved memory, CUDA context and loaded kernels."""
         return self.peak_reserved_bytes + self._overhead_bytes
+
+    @property
+    def nccl_bytes(self) -> int:
+        """What NCCL takes beside the process."""
+        return nccl_bytes(self._key.cluster)
 
     @cached_property
     def is_calm(self) -> bool:
@@ -145,7 +151,7 @@ class Rank:
             peak_reserved_low_bytes=low,
             peak_reserved_high_bytes=max([shown.peak_reserved_bytes, *(r.peak_reserved_bytes for r in (likely, latest) if r is not None)]),
             process_bytes=self.process_bytes,
-            nccl_bytes=self._nccl_bytes,
+            nccl_bytes=self.nccl_bytes,
             required_bytes=self.required_bytes,
             breakdown=breakdown(tape, shown.block_bytes, shown.peak_position),
             peak_phase=shown.peak_phase,
@@ -205,10 +211,9 @@ def simulate_rank(
     *,
     rank: int = 0,
     cap_bytes: int | None = None,
-    with_nccl: bool = True,
 ) -> RankEstimate:
     """Simulate `rank` of the cluster. The options are those of :class:`Rank`."""
-    return Rank(model, recipe, cluster, rank=rank, cap_bytes=cap_bytes, with_nccl=with_nccl).estimate()
+    return Rank(model, recipe, cluster, rank=rank, cap_bytes=cap_bytes).estimate()
 
 
 def _with_reserved(phase: PhaseStats, likely: LateReplay) -> PhaseStats:

@@ -90,6 +90,7 @@ class Context:
         "kernels",
         "liger",
         "packed",
+        "scripts",
     )
 
     def __init__(self) -> None:
@@ -109,6 +110,7 @@ class Context:
         self.kernels = kernels
         self.liger = False  # Liger's norms, rotary embedding and gated products instead of the eager ones
         self.packed: Packed | None = None  # the micro-batch's rows within its sequences
+        self.scripts: Any = None  # the layers' scripts (see `shadow.script`); without them every layer is executed
 
 
 class Packed(NamedTuple):
@@ -156,6 +158,13 @@ class Storage:
             self.events = c.events
         else:
             self.ident = -1
+
+    @staticmethod
+    def of_request(ident: int) -> Storage:
+        """The storage of a request that is on the tape already."""
+        out = Storage.__new__(Storage)
+        out.ident, out.events = ident, cur.events
+        return out
 
     def __del__(self) -> None:
         if self.ident >= 0:
@@ -233,6 +242,16 @@ class Node:
         self.deps = 0
         self.slots = 1
         self.seen = 0
+
+
+class OwningNode(Node):
+    """A node whose function gets its gradient in a list, so that it can drop it while it runs."""
+
+    __slots__ = ()
+
+    def __init__(self, fn: Callable[[Any, Any], Any], edges: list[tuple[Node, int] | None], saved: Any) -> None:
+        super().__init__(fn, edges, (), None)
+        self.saved = saved
 
 
 class AccumulateGrad(Node):
@@ -408,12 +427,19 @@ _generation = 0
 
 def backward(root: Tensor) -> None:
     """Run the graph of the scalar `root`."""
+    node = root.node
+    assert node is not None
+    node.buf = Tensor(root.shape, root.item)
+    del root
+    backward_from(node)
+
+
+def backward_from(start: Node) -> None:
+    """Run the graph of a node whose gradient is there."""
     global _generation
     c = cur
     before, category = c.grad, c.category
     c.grad = False
-    assert root.node is not None
-    start = root.node
     # dependencies: how many gradients each node waits for
     _generation += 1
     gen = _generation
@@ -437,15 +463,16 @@ def backward(root: Tensor) -> None:
             else:
                 n.deps += 1
     del edges, e, n, stack
-    start.buf = Tensor(root.shape, root.item)
     heap: list[tuple[int, Node]] = [(-start.seq, start)]
-    del start, root
+    del start
     getref = sys.getrefcount
     try:
         while heap:
             node = heappop(heap)[1]
             g = node.buf
             node.buf = None
+            if type(node) is OwningNode:
+                g = [g]
             fn = node.fn
             assert fn is not None
             c.category = node.category

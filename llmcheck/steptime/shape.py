@@ -19,7 +19,7 @@ Activation = Literal["fused", "python"]  # one kernel, or a formula written out 
 
 
 class Linear(NamedTuple):
-    """One ``nn.Linear`` (or Conv1D) of a layer. `peft` says whether peft's "all-linear" may adapt it."""
+    """One ``nn.Linear`` (or Conv1D) of a layer. `peft` says whether peft can adapt it."""
 
     name: str  # the ending by which LoRA targets name it
     group: Literal["attention", "mlp"]
@@ -475,6 +475,7 @@ def _build(spec: ModelSpec, gated: bool, tied: bool) -> Shape:
         or bool(family == "falcon" and config.get("bias"))
     )
     experts = _experts(config, hidden)
+    shadow = families.get(family)
     window, num_windowed = _windows(config, family, num_layers)
 
     def layer(moe: bool, win: int | None) -> Layer:
@@ -485,6 +486,8 @@ def _build(spec: ModelSpec, gated: bool, tied: bool) -> Shape:
             act_width = shared + experts.top_k * experts.intermediate
         else:
             mlp, act_width = _mlp_linears(family, hidden, int(width), gated, mlp_bias), int(width)
+        if experts and shadow is not None:
+            mlp = [linear._replace(peft=linear.name.removeprefix("shared_") in shadow.linear_targets) for linear in mlp]
         return Layer(
             linears=(*attention, *mlp),
             norms=tuple(norms),
@@ -514,7 +517,6 @@ def _build(spec: ModelSpec, gated: bool, tied: bool) -> Shape:
     rows = int(positions or 0) + offset if family in _LEARNED_POSITIONS else 0
     other = 2 * hidden if family == "bloom" else 2 * embed_dim * hidden if embed_dim != hidden else 0
     final = norms[0] if not (family == "opt" and config.get("do_layer_norm_before") is False) else None
-    shadow = families.get(family)
     return Shape(
         layers=tuple((layer(moe, win), count) for (moe, win), count in counts.items()),
         hidden=hidden,

@@ -125,6 +125,7 @@ def test_a_file_of_the_users_is_not_replaced(llmcheck: Run, log: Path, tmp_path:
         (["--allow-unknown", "LCV"], ["no rule has the code 'LCV'"]),
         (["--log", "nowhere.log"], ["nowhere.log"]),
         (["nowhere"], ["no such file or folder", "holds nothing called nowhere", "paths count from"]),
+        ([""], ["a path is empty"]),
         (["--tokenizer", "/"], ["error["]),
         (["--plan", "/etc/hostname"], ["error["]),
         (["--follow"], ["--follow reads one log"]),
@@ -152,6 +153,13 @@ def test_a_program_that_is_no_python_is_3_with_what_it_did_and_what_is_wanted(ll
     assert "/bin/ls: asked for its packages, it answered something else" in told
     assert "--python wants Python 3.7 or newer, or the folder of a virtual environment" in told
     assert told.count("unknown") <= 2  # one line for all of them, and the summary
+
+
+def test_a_file_of_a_model_is_answered_with_its_folder(llmcheck: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+    outcome = llmcheck("doctor", str(tmp_path / "config.json"))
+    assert outcome.code == 2
+    assert f"give the folder: {tmp_path}" in outcome.stderr
 
 
 def test_the_gate_has_levels(llmcheck: Run, log: Path) -> None:

@@ -82,6 +82,8 @@ def test_the_second_time_it_says_so(prepare: Run, jsonl: Rows) -> None:
     path = str(jsonl(GOOD))
     prepare(path)
     assert "nothing has changed" in prepare(path).stdout
+    jsonl(GOOD, GOOD)
+    assert f"written again, since {path} changed\n" in prepare(path).stdout
 
 
 def test_files_may_stand_between_options(llmcheck: Run, jsonl: Rows, tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -93,6 +93,30 @@ def test_no_network_is_no_verdict(play: Any) -> None:
         hub.data_files("org/name")
 
 
+def test_a_network_that_fails_in_a_download_is_no_verdict(play: Any) -> None:
+    """huggingface_hub raises an EntryNotFoundError for it: to a user that means that the file does not exist."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    play(LocalEntryNotFoundError("outgoing traffic has been disabled"))
+    with pytest.raises(CouldNotCheckError, match="no file org/name, and the Hub cannot be asked") as caught:
+        hub.data_files("org/name")
+    assert "no copy is kept here" in caught.value.why
+
+
+def test_offline_takes_the_tokenizer_that_an_earlier_download_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the layout of the Hub's cache."""
+    cache = tmp_path / "models--org--name"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    snapshot = cache / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "tokenizer.json").write_text("{}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    assert hub.tokenizer_folder("org/name") == str(snapshot)
+
+
 def test_offline_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CouldNotCheckError, match="the Hub cannot be asked"):

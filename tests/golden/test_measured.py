@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.accuracy.harness import harness_of
 from benchmarks.accuracy.rows import DATA, SETS, Row, cap_bytes, rows
 from llmcheck.shadow.allocator import Allocator, Block, ExpandableAllocator, NativeAllocator
 from llmcheck.shadow.run import simulate_rank
@@ -64,7 +65,8 @@ CAPPED = [(i, row) for i, row in CHECKED if row.verdict is not None]
 @cache
 def _estimate(index: int) -> RankEstimate:
     row = ALL_ROWS[index]
-    return simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row), with_nccl=False)
+    with harness_of(row):
+        return simulate_rank(row.model, row.recipe, row.cluster, rank=row.rank, cap_bytes=cap_bytes(row))
 
 
 def _params(chosen: list[tuple[int, Row]], exceptions: dict[str, str]) -> list[object]:

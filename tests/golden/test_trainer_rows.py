@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from benchmarks.accuracy.harness import forget
 from benchmarks.probe.cases import CASES, DATA, MEASURED, case_of
 from llmcheck.planner.measured import compare
-from llmcheck.shadow import execute, run
+from llmcheck.shadow import execute
 from llmcheck.shadow.run import simulate_rank
 
 ALLOCATED_TOLERANCE = 0.0005
@@ -18,13 +19,6 @@ PROCESS_TOLERANCE = 0.02
 
 MASKED = [json.loads(line) for line in (DATA / "masked-h100-2026-11.jsonl").read_text().splitlines()]
 ROWS = [json.loads(line) for line in MEASURED.read_text().splitlines()]
-
-
-def forget() -> None:
-    """Empty every cache of the simulation."""
-    for cached in vars(run).values():
-        if hasattr(cached, "cache_clear"):
-            cached.cache_clear()
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def ids(rows: list[dict[str, object]]) -> list[str]:
 def test_the_trainers_memory_is_the_simulated_one(row: dict[str, object]) -> None:
     case, measured = case_of(row), row["measured"]
     assert isinstance(measured, dict)
-    estimate = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank, with_nccl=False)
+    estimate = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank)
 
     assert estimate.peak_allocated_bytes == pytest.approx(measured["peak_allocated_bytes"], rel=ALLOCATED_TOLERANCE)
     assert estimate.peak_reserved_bytes == pytest.approx(measured["peak_reserved_bytes"], rel=RESERVED_TOLERANCE)
@@ -60,7 +54,7 @@ def test_the_trainers_memory_is_the_simulated_one(row: dict[str, object]) -> Non
 def test_packed_rows_with_a_mask_take_the_simulated_memory(row: dict[str, object]) -> None:
     case, measured = case_of(row), row["measured"]
     assert isinstance(measured, dict)
-    estimate = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank, with_nccl=False)
+    estimate = simulate_rank(case.model, case.recipe, case.cluster, rank=case.rank)
 
     assert estimate.peak_allocated_bytes == pytest.approx(measured["peak_allocated_bytes"], rel=ALLOCATED_TOLERANCE)
     assert estimate.peak_reserved_bytes == pytest.approx(measured["peak_reserved_bytes"], rel=RESERVED_TOLERANCE)

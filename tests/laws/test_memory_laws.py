@@ -11,6 +11,7 @@ Laws that one would like and that are not asserted:
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -25,13 +26,14 @@ from llmcheck.catalog.config import spec_of_config
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.dsconfig import ZeroSettings, complete
 from llmcheck.shadow import execute as execution
-from llmcheck.shadow import families, run
+from llmcheck.shadow import families, run, script
 from llmcheck.shadow.allocator import segment_size
+from llmcheck.shadow.attention import PACKED_FAMILIES
 from llmcheck.shadow.execute import execute
 from llmcheck.shadow.families.base import Config
 from llmcheck.shadow.kernels import kernels_for
 from llmcheck.shadow.replay import breakdown
-from llmcheck.shadow.tensor import Tape
+from llmcheck.shadow.tensor import OwningNode, Tape
 from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, RankEstimate, TrainingRecipe
 from llmcheck.units import MIB
 
@@ -222,6 +224,84 @@ def test_a_step_that_is_written_again_is_what_executing_it_gives(
     assert (plain.shared, plain.notes) == (written.shared, written.notes)
 
 
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+def deeper_model(name: str, num_layers: int) -> ModelSpec:
+    """The small model with more layers, where its configuration does not list them one by one."""
+    raw = SMALL[name]
+    config = dict(raw["config"])
+    if "layer_types" not in config:
+        config.update({key: num_layers for key in DEPTHS if key in config})
+    return spec_of_config({"model_type": raw["family"], **config}, name=name, source="tests", where=name)
+
+
+@laws(150)
+@given(
+    name=MODELS,
+    recipe=recipes(method="full") | recipes(zero_stage=3) | recipes(),
+    quantised=st.booleans(),
+    packing=st.booleans(),
+    num_layers=st.sampled_from([2, 3, 5]),
+    num_gpus=st.sampled_from([1, 2, 3]),
+    bucket=BUCKETS,
+    section=st.sampled_from((*_SECTIONS, {"offload_param": {"device": "cpu"}})),
+)
+def test_a_layer_that_is_played_from_its_script_is_what_executing_it_gives(
+    name: str,
+    recipe: TrainingRecipe,
+    quantised: bool,
+    packing: bool,
+    num_layers: int,
+    num_gpus: int,
+    bucket: int,
+    section: dict[str, Any],
+) -> None:
+    assume(recipe.attention != "flash")
+    if quantised and recipe.method == "lora" and recipe.zero_stage < 3:
+        recipe = replace(recipe, method="qlora")
+    if "offload_param" in section:
+        assume(recipe.zero_stage == 3)
+        recipe, section = replace(recipe, optimizer="cpu-adam", offload="params"), {}
+    elif "offload_optimizer" in section:
+        assume(recipe.method == "full" and recipe.zero_stage > 0)
+        recipe = replace(recipe, optimizer="cpu-adam", offload="optimizer")
+    packing = packing and SMALL[name]["family"] in PACKED_FAMILIES
+    recipe = completed(replace(recipe, packing=packing), num_gpus, bucket, **section)
+    model, rank = deeper_model(name, num_layers), num_gpus - 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "WORTHWHILE", 1)
+        played = executed(model, recipe, num_gpus, rank)
+        patch.setattr(execution, "Scripts", lambda _: None)
+        plain = executed(model, recipe, num_gpus, rank)
+
+    assert (plain.events, plain.marks) == (played.events, played.marks)
+    assert (plain.sizes, plain.categories, plain.streams) == (played.sizes, played.categories, played.streams)
+    assert (plain.shared, plain.notes) == (played.shared, played.notes)
+
+
+def test_every_layer_of_a_kind_is_played() -> None:
+    """The law above would hold, too, if nothing were played."""
+    played: list[str] = []
+
+    class Counted(script.Scripts):
+        def call(self, layer: Any, x: Any, bound: Any) -> Any:
+            out = super().call(layer, x, bound)
+            result = out[0] if isinstance(out, tuple) else out
+            if isinstance(result.node, OwningNode):
+                played.append(type(layer).__name__)
+            return out
+
+    for name in ("llama", "falcon", "mixtral", "gpt2"):
+        recipe = completed(TrainingRecipe(method="full", zero_stage=3, seq_len=64, micro_batch_size=1), 2, 200_000)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(execution, "Scripts", Counted)
+            executed(deeper_model(name, 4), recipe, 2)
+
+    assert Counter(played) == {"LlamaDecoderLayer": 16, "FalconDecoderLayer": 8, "GPT2Block": 8}
+
+
 # --- the smallest GPU ----------------------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +333,7 @@ def test_under_the_allocated_peak_it_runs_out(case: Case) -> None:
 @given(case=estimates())
 def test_the_required_size_lies_between_allocated_and_reserved(case: Case) -> None:
     model, recipe, cluster, estimate = case
-    needed = estimate.required_bytes - run.overhead_bytes(recipe, cluster)
+    needed = estimate.required_bytes - run.overhead_bytes(recipe, cluster.gpu)
     most = estimate.peak_reserved_high_bytes
     if recipe.allocator == "expandable":  # it wants room for a whole request where it maps less, and the size is found in steps
         requests = run.Rank(model, recipe, cluster, rank=estimate.rank).tape.block_sizes

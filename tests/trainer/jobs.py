@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llmcheck.errors import UserError
+
+LIMIT_BYTES = 20_000  # more than the log has in a test, less than a checkpoint's files and a tiny model
+
+
+@contextmanager
+def replaced(place: Any, name: str, new: Any) -> Iterator[None]:
+    """`place.name` is `new` for a while."""
+    original = getattr(place, name)
+    setattr(place, name, new)
+    try:
+        yield
+    finally:
+        setattr(place, name, original)
 
 
 def train(argv: list[str]) -> dict[str, Any]:
     """The trainer, without its process's end."""
     from llmcheck import planfile
-    from llmcheck_trainer import loop, settings
+    from llmcheck_trainer import export, loop, settings
+
+    original, logits = export.export, []
+
+    def look_first(engine: Any, *args: Any) -> Any:
+        logits.extend(logits_of(engine.module))
+        return original(engine, *args)
 
     try:
         path, found = settings.parse(argv)
-        return {"exit": loop.run(planfile.read(path), path, found), "code": None}
+        with replaced(export, "export", look_first):
+            return {"exit": loop.run(planfile.read(path), path, found), "code": None, "logits": logits}
     except UserError as error:
         return {"exit": error.exit_code, "code": error.code, "what": error.what, "why": error.why, "hint": error.hint}
+
+
+def logits_of(module: Any) -> list[list[float]]:
+    """What the model says of SAMPLE, as it is in memory."""
+    import torch
+    from rig import SAMPLE
+
+    module.eval()
+    with torch.no_grad():
+        found = module(input_ids=torch.tensor(SAMPLE)[None], use_cache=False).logits[0].float().tolist()
+    module.train()
+    return found
 
 
 def train_until(argv: list[str], step: int) -> dict[str, Any]:
@@ -39,11 +73,53 @@ def train_and_signal(argv: list[str], step: int, number: int) -> dict[str, Any]:
         if self.step == step:
             os.kill(os.getpid(), number)
 
-    receipt.Meter.step_done = step_done  # type: ignore[method-assign]
-    try:
+    with replaced(receipt.Meter, "step_done", step_done):
         return train(argv)
+
+
+def train_on_a_disk_that_refuses(argv: list[str], rank: int, first: int, last: int) -> dict[str, Any]:
+    """The trainer while the system refuses `rank` to write beyond LIMIT_BYTES of a file, from step `first` to step `last` of this call."""
+    import os
+
+    from llmcheck_trainer import receipt
+
+    original = receipt.Meter.step_done
+
+    def step_done(self: Any) -> None:
+        original(self)
+        if int(os.environ["RANK"]) == rank and self.step in (first, last + 1):
+            limit_files(LIMIT_BYTES if self.step == first else None)
+
+    try:
+        with replaced(receipt.Meter, "step_done", step_done):
+            return train(argv)
     finally:
-        receipt.Meter.step_done = original  # type: ignore[method-assign]
+        limit_files(None)
+
+
+def train_and_refuse_the_export(argv: list[str]) -> dict[str, Any]:
+    """The trainer with no room for the trained model's files."""
+    from llmcheck_trainer import export
+
+    original = export._empty
+
+    def empty(folder: str) -> None:
+        original(folder)
+        limit_files(LIMIT_BYTES)
+
+    try:
+        with replaced(export, "_empty", empty):
+            return train(argv)
+    finally:
+        limit_files(None)
+
+
+def limit_files(size: int | None) -> None:
+    """Let no file of this process grow beyond `size` bytes: the system then refuses as a full disk or a quota does, with another number."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
 
 
 def train_with_free_bytes(argv: list[str], free: list[int]) -> dict[str, Any]:
@@ -53,17 +129,21 @@ def train_with_free_bytes(argv: list[str], free: list[int]) -> dict[str, Any]:
     from llmcheck_trainer import checkpoint
 
     usage = namedtuple("usage", "total used free")
-    original = checkpoint.shutil.disk_usage
     left = list(free)
 
     def disk_usage(path: str) -> Any:
         return usage(10**13, 0, left.pop(0) if len(left) > 1 else left[0])
 
-    checkpoint.shutil.disk_usage = disk_usage  # type: ignore[assignment]
-    try:
+    with replaced(checkpoint.shutil, "disk_usage", disk_usage):
         return train(argv)
-    finally:
-        checkpoint.shutil.disk_usage = original
+
+
+def train_without_patience(argv: list[str]) -> dict[str, Any]:
+    """The trainer, waiting hardly any time for another run's ranks to end."""
+    from llmcheck_trainer import claim
+
+    with replaced(claim, "RANKS_END_S", 0.2):
+        return train(argv)
 
 
 def train_out_of_memory(argv: list[str]) -> dict[str, Any]:
@@ -72,16 +152,11 @@ def train_out_of_memory(argv: list[str]) -> dict[str, Any]:
 
     from llmcheck_trainer import loop
 
-    original = loop.train_step
-
     def no_room(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    loop.train_step = no_room
-    try:
+    with replaced(loop, "train_step", no_room):
         return train(argv)
-    finally:
-        loop.train_step = original
 
 
 def nan_steps(model: str, plan: str) -> list[dict[str, Any]]:

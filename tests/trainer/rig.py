@@ -22,6 +22,8 @@ from llmcheck.cli import main as llmcheck
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB, EOS, BOS, PAD = 128, 2, 1, 3
 SEQ = 64
+SAMPLE = tuple(range(4, 40))  # ids whose logits are compared
+CALL_LIMIT_S = 300.0  # a rank that answers later is waiting for one that does not come
 NOTHING_BUILT = os.path.join(tempfile.gettempdir(), f"llmcheck-nothing-built-{os.getpid()}")  # what others have compiled is not there
 
 # Small enough to train in seconds; sizes that no two axes share, so that a transposed or mixed-up one fails.
@@ -137,27 +139,46 @@ class Ranks:
     """Processes of one gloo group that run one call after another: importing torch and DeepSpeed takes longer than a test."""
 
     def __init__(self, number: int) -> None:
+        self.number = number
+        self.processes: list[subprocess.Popen[str]] = []
+        self.errors: list[list[str]] = []
+
+    def start(self) -> None:
         port = free_port()
-        self.processes = []
-        for rank in range(number):
+        for rank in range(self.number):
             env = {
                 **environment(),
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(number),
-                "LOCAL_WORLD_SIZE": str(number),
+                "WORLD_SIZE": str(self.number),
+                "LOCAL_WORLD_SIZE": str(self.number),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
             command = [sys.executable, "-m", "worker"]
             process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             self.processes.append(process)
-        self.errors: list[list[str]] = [[] for _ in self.processes]
+        self.errors = [[] for _ in self.processes]
         for process, lines in zip(self.processes, self.errors, strict=True):
             threading.Thread(target=_drain, args=(process.stderr, lines), daemon=True).start()
 
     def call(self, function: str, *args: Any) -> list[Any]:
-        """`function` of worker.py on all ranks; what each returned. An exception on a rank is raised here with its text."""
+        """`function` of jobs.py on all ranks; what each returned. An exception on a rank is raised here with its text.
+
+        Ranks that wait for each other for ever are ended, which fails this call alone: the next one starts new ones.
+        """
+        if not self.processes:
+            self.start()
+        watch = threading.Timer(CALL_LIMIT_S, self._end)
+        watch.start()
+        try:
+            return self._call(function, *args)
+        finally:
+            watch.cancel()
+            if any(process.poll() is not None for process in self.processes):
+                self.stop()
+
+    def _call(self, function: str, *args: Any) -> list[Any]:
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps([function, args]) + "\n")
@@ -169,6 +190,7 @@ class Ranks:
             while line and not line.startswith("@answer "):
                 line = process.stdout.readline()  # what libraries print
             if not line:
+                process.wait()
                 raise AssertionError(f"rank {rank} is gone:\n" + "".join(self.errors[rank][-40:]))
             answers.append(json.loads(line.removeprefix("@answer ")))
         failed = [answer["raised"] for answer in answers if "raised" in answer]
@@ -177,13 +199,23 @@ class Ranks:
         return [answer["value"] for answer in answers]
 
     def train(self, plan: Path, data: Path, output: Path, *options: str) -> list[dict[str, Any]]:
-        """Run the trainer; for each rank its exit code and the code of its error."""
-        return self.call("train", ["--plan", str(plan), "--data", str(data), "--output", str(output), *options])
+        """Run the trainer; for each rank its exit code, the code of its error, and the logits of SAMPLE before the export."""
+        return self.call("train", arguments(plan, data, output, *options))
 
-    def stop(self) -> None:
+    def _end(self) -> None:
         for process in self.processes:
             process.kill()
+
+    def stop(self) -> None:
+        self._end()
+        for process in self.processes:
             process.wait()
+        self.processes = []
+
+
+def arguments(plan: Path, data: Path, output: Path, *options: str) -> list[str]:
+    """The trainer's command line."""
+    return ["--plan", str(plan), "--data", str(data), "--output", str(output), *options]
 
 
 def _drain(stream: Any, lines: list[str]) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from rig import Ranks, environment, free_port, make_data, make_model, make_plan, some_rows, steps_of
+from rig import Ranks, arguments, make_data, make_model, make_plan, some_rows, steps_of
+
+from llmcheck import lock
 
 
 @pytest.fixture(scope="session")
@@ -28,31 +27,46 @@ OPTIONS = ("--lr", "1e-2", "--epochs", "2", "--packing", "off")
 
 
 @pytest.mark.parametrize(
-    ("zero", "more"),
-    [("0", ()), ("2", ("--method", "lora")), ("3", ()), ("3", ("--method", "lora")), ("1", ("--precision", "bf16"))],
+    ("zero", "packing", "more"),
+    [
+        ("0", "off", ()),
+        ("1", "off", ("--precision", "bf16")),
+        ("2", "on", ()),
+        ("2", "off", ("--method", "lora")),
+        ("3", "off", ()),
+        ("3", "on", ("--method", "lora")),
+    ],
 )
 def test_a_resumed_run_is_the_same_to_the_last_bit(
-    zero: str, more: tuple[str, ...], two: Ranks, model: Path, data: Path, tmp_path: Path
+    zero: str, packing: str, more: tuple[str, ...], two: Ranks, model: Path, data: Path, tmp_path: Path
 ) -> None:
     plan = make_plan(tmp_path / "plan.json", model, "--zero", zero, *more)
-    two.train(plan, data, tmp_path / "straight", *OPTIONS)
-    two.call("train_until", ["--plan", str(plan), "--data", str(data), "--output", str(tmp_path / "cut"), *OPTIONS], 5)
-    two.train(plan, data, tmp_path / "cut", *OPTIONS)
+    options = ["--lr", "1e-2", "--epochs", "2" if packing == "off" else "4", "--packing", packing]
+    two.train(plan, data, tmp_path / "straight", *options)
+    two.call("train_until", arguments(plan, data, tmp_path / "cut", *options), 5)
+    two.train(plan, data, tmp_path / "cut", *options)
     straight, cut = steps_of(tmp_path / "straight"), steps_of(tmp_path / "cut")
+    written = [next((tmp_path / name).glob("*/*model.safetensors")).read_bytes() for name in ("straight", "cut")]
 
     assert [step["step"] for step in cut] == list(range(1, len(straight) + 1))
     assert len(straight) > 5
     assert [(step["loss"], step["lr"], step["grad_norm"]) for step in cut] == [(s["loss"], s["lr"], s["grad_norm"]) for s in straight]
+    assert written[0] == written[1]
 
 
-@pytest.mark.parametrize("zero", ["1", "2", "3"])
+ADAPTERS = ("--method", "lora", "--lora-dropout", "0")  # what dropout drops is another thing on each rank
+
+
+@pytest.mark.parametrize(
+    ("zero", "more"), [("0", ()), ("0", ("--precision", "bf16")), ("1", ()), ("2", ()), ("3", ()), ("2", ADAPTERS), ("3", ADAPTERS)]
+)
 def test_another_number_of_ranks_goes_on_where_the_first_stopped(
-    zero: str, one: Ranks, two: Ranks, model: Path, data: Path, tmp_path: Path
+    zero: str, more: tuple[str, ...], one: Ranks, two: Ranks, model: Path, data: Path, tmp_path: Path
 ) -> None:
-    both = make_plan(tmp_path / "two.json", model, "--zero", zero, "--micro-batch", "2")
-    alone = make_plan(tmp_path / "one.json", model, "--zero", zero, "--micro-batch", "4", gpus=1)
+    both = make_plan(tmp_path / "two.json", model, "--zero", zero, "--micro-batch", "2", *more)
+    alone = make_plan(tmp_path / "one.json", model, "--zero", zero, "--micro-batch", "4", *more, gpus=1)
     two.train(both, data, tmp_path / "straight", *OPTIONS)
-    two.call("train_until", ["--plan", str(both), "--data", str(data), "--output", str(tmp_path / "cut"), *OPTIONS], 5)
+    two.call("train_until", arguments(both, data, tmp_path / "cut", *OPTIONS), 5)
     answers = one.train(alone, data, tmp_path / "cut", *OPTIONS)
     straight, cut = steps_of(tmp_path / "straight"), steps_of(tmp_path / "cut")
 
@@ -82,13 +96,17 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused_by_name(two: Ranks, mode
 
 def test_old_checkpoints_go_and_the_best_stays(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "plan.json", model)
-    options = ["--save-every", "2", "--keep", "2", "--eval-data", str(data), "--eval-every", "2", "--lr", "0.3", "--warmup", "0"]
-    two.train(plan, data, tmp_path / "out", *options, "--packing", "off", "--on-nan", "continue")
+    options = ["--save-every", "2", "--keep", "2", "--eval-data", str(data), "--eval-every", "2", "--warmup", "0"]
+    options += ["--packing", "off", "--epochs", "2", "--on-nan", "continue"]
+    # The first run learns, the second unlearns: the best is one that only the first has evaluated.
+    two.call("train_until", arguments(plan, data, tmp_path / "out", *options, "--lr", "1e-3"), 5)
+    two.train(plan, data, tmp_path / "out", *options, "--lr", "0.5")
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     evaluations = {line["step"]: line["loss"] for line in lines if line.get("event") == "evaluation"}
     best = min(evaluations, key=evaluations.__getitem__)
     kept = {int(path.name.removeprefix("step-")) for path in (tmp_path / "out" / "checkpoints").iterdir()}
 
+    assert best < sorted(evaluations)[-2]  # else keeping the newest would be enough
     assert kept == {best, *sorted(evaluations)[-2:]}
 
 
@@ -101,47 +119,99 @@ def test_another_run_cannot_be_resumed_from(two: Ranks, model: Path, data: Path,
     assert [answer["code"] for answer in answers] == ["other-run"] * 2
 
 
-def start(plan: Path, data: Path, output: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    command += ["-m", "llmcheck_trainer.train", "--plan", str(plan), "--data", str(data), "--output", str(output), *options]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--zero", "3"), "zero stage 2, not 3"),
+        (("--precision", "bf16"), "precision fp32, not bf16"),
+        (("--method", "lora"), "method full, not lora"),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_refused(
+    options: tuple[str, str], said: str, two: Ranks, model: Path, data: Path, tmp_path: Path
+) -> None:
+    before = make_plan(tmp_path / "before.json", model)
+    after = make_plan(tmp_path / "after.json", model, *options)
+    two.call("train_until", arguments(before, data, tmp_path / "out", *OPTIONS), 3)
+    answers = two.train(after, data, tmp_path / "out", *OPTIONS)
+
+    assert [answer["code"] for answer in answers] == ["other-recipe"] * 2
+    assert said in answers[0]["what"]
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], limit_s: float = 240.0) -> None:
-    until = time.monotonic() + limit_s
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0][-3000:]
-        assert time.monotonic() < until, f"{path} did not appear"
-        time.sleep(0.02)
-
-
-def test_killed_while_it_saves_it_goes_on_from_the_last_whole_checkpoint(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
-    """SIGKILL between the files of a checkpoint and its name; then a run on the same folder."""
+def test_two_runs_do_not_write_into_one_folder(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "plan.json", model)
     output = tmp_path / "out"
-    options = [*OPTIONS, "--save-every", "3"]
-    process = start(plan, data, output, *options)
-    wait_for(output / "checkpoints" / "step-00000003", process)
-    wait_for(output / "checkpoints" / ".step-00000006.part", process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    left = {path.name for path in (output / "checkpoints").iterdir()}
-    answers = two.train(plan, data, output, *options)
-    two.train(plan, data, tmp_path / "straight", *OPTIONS)
+    output.mkdir()
+    held = lock.hold(str(output / lock.TRAINER))
+    assert held is not None
+    refused = two.call("train_without_patience", arguments(plan, data, output, *OPTIONS))
+    os.close(held)
+    went_on = two.train(plan, data, output, *OPTIONS)
 
-    assert "step-00000003" in left
-    assert [answer["exit"] for answer in answers] == [0, 0]
-    assert not list((output / "checkpoints").glob("*.part"))
-    by_step = {step["step"]: step["loss"] for step in steps_of(output)}  # steps that ran twice: the later one counts
+    assert [(answer["exit"], answer["code"]) for answer in refused] == [(2, "output-in-use")] * 2
+    assert f"process {os.getpid()}" in refused[0]["why"]
+    assert [answer["exit"] for answer in went_on] == [0, 0]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_write_that_one_rank_cannot_make_costs_one_checkpoint(rank: int, two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    """A quota, say: the file system shows room, and the system refuses all the same. Zero-3, so that ranks write files of their own."""
+    plan = make_plan(tmp_path / "plan.json", model, "--zero", "3")
+    output = tmp_path / "out"
+    answers = two.call("train_on_a_disk_that_refuses", arguments(plan, data, output, "--save-every", "2", "--packing", "off"), rank, 1, 3)
+
+    assert [answer["exit"] for answer in answers] == [0, 0], answers
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-00000006", "step-00000008"]
+    assert [step["step"] for step in steps_of(output)] == list(range(1, 9))
+
+
+def test_when_the_last_save_fails_all_ranks_say_so_and_the_one_before_stays(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan.json", model, "--zero", "3")
+    output, options = tmp_path / "out", ["--save-every", "4", "--packing", "off"]
+    refused = two.call("train_on_a_disk_that_refuses", arguments(plan, data, output, *options), 1, 5, 10**6)
+    left = [path.name for path in (output / "checkpoints").iterdir()]
+    exported = (output / "model" / "model.safetensors").read_bytes()
+    went_on = two.train(plan, data, output, *options)
+    two.train(plan, data, tmp_path / "straight", *options)
+
+    assert [(answer["exit"], answer["code"]) for answer in refused] == [(1, "not-saved")] * 2
+    assert "rank 1: " in refused[0]["why"]
+    assert left == ["step-00000004"]
+    assert exported == (tmp_path / "straight" / "model" / "model.safetensors").read_bytes()  # rank 0 had room for it
+    assert [answer["exit"] for answer in went_on] == [0, 0]
+    by_step = {step["step"]: step["loss"] for step in steps_of(output)}
     assert by_step == {step["step"]: step["loss"] for step in steps_of(tmp_path / "straight")}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_an_export_that_the_disk_refuses_is_made_up_for(method: str, two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan.json", model, "--zero", "3", "--method", method)
+    output = tmp_path / "out"
+    refused = two.call("train_and_refuse_the_export", arguments(plan, data, output, *OPTIONS))
+    steps, left = steps_of(output), sorted(path.name for path in output.iterdir() if path.is_dir())
+    went_on = two.train(plan, data, output, *OPTIONS)
+
+    assert [(answer["exit"], answer["code"]) for answer in refused] == [(1, "export")] * 2
+    assert left == ["checkpoints"]
+    assert [answer["exit"] for answer in went_on] == [0, 0]
+    assert steps_of(output) == steps  # nothing was trained again
+    assert (output / ("model" if method == "full" else "adapter")).is_dir()
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_run(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan.json", model)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.jsonl").symlink_to("/dev/full")
+
+    assert [answer["exit"] for answer in two.train(plan, data, tmp_path / "out")] == [0, 0]
+    assert (tmp_path / "out" / "model").is_dir()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_asked_to_stop_it_saves_first(number: signal.Signals, two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "plan.json", model)
-    answers = two.call(
-        "train_and_signal", ["--plan", str(plan), "--data", str(data), "--output", str(tmp_path / "out"), *OPTIONS], 4, int(number)
-    )
+    answers = two.call("train_and_signal", arguments(plan, data, tmp_path / "out", *OPTIONS), 4, int(number))
     receipt = json.loads((tmp_path / "out" / "run.json").read_text())
     steps = steps_of(tmp_path / "out")
 

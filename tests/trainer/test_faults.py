@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from rig import EOS, PAD, VOCAB, Ranks, make_data, make_model, make_plan, some_rows
+from rig import EOS, PAD, VOCAB, Ranks, arguments, make_data, make_model, make_plan, some_rows
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +113,7 @@ def test_packing_a_model_that_sees_across_rows(two: Ranks, data: Path, tmp_path:
 
 
 def test_a_full_disk_is_seen_before_training(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
-    answers = two.call("train_with_free_bytes", ["--plan", str(plan), "--data", str(data), "--output", str(tmp_path / "out")], [1000])
+    answers = two.call("train_with_free_bytes", arguments(plan, data, tmp_path / "out"), [1000])
 
     assert [answer["code"] for answer in answers] == ["disk-full"] * 2
     assert not (tmp_path / "out" / "log.jsonl").exists()
@@ -121,8 +121,8 @@ def test_a_full_disk_is_seen_before_training(two: Ranks, plan: Path, data: Path,
 
 def test_a_disk_that_fills_up_does_not_end_the_run_until_the_last_save(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
     """Room at the start and at the end, none in between: one checkpoint is missing, with a warning, and nothing else."""
-    arguments = ["--plan", str(plan), "--data", str(data), "--output", str(tmp_path / "out"), "--save-every", "2", "--packing", "off"]
-    answers = two.call("train_with_free_bytes", arguments, [10**12, 1000, 10**12])
+    words = arguments(plan, data, tmp_path / "out", "--save-every", "2", "--packing", "off")
+    answers = two.call("train_with_free_bytes", words, [10**12, 1000, 10**12])
     kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
 
     assert [answer["exit"] for answer in answers] == [0, 0]
@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_a_number_names_the_rows(two: Ranks, plan: Path, tmp_
 
 
 def test_running_out_of_memory_names_parts_and_levers(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
-    answers = two.call("train_out_of_memory", ["--plan", str(plan), "--data", str(data), "--output", str(tmp_path / "out")])
+    answers = two.call("train_out_of_memory", arguments(plan, data, tmp_path / "out"))
     document = json.loads(plan.read_text())
     levers = [lever for lever in document["what_if"] if lever["delta_bytes"] < 0]
 

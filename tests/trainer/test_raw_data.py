@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,13 @@ def test_one_command_from_rows_to_a_model(model: Path, tmp_path: Path) -> None:
     assert "nothing has changed" in again.stderr
 
 
+def test_both_sides_know_the_same_codes() -> None:
+    from llmcheck.commands.preflight import TRAINER_CODES
+    from llmcheck_trainer.identity import ALLOWABLE
+
+    assert TRAINER_CODES == ALLOWABLE
+
+
 def test_reasons_are_in_the_receipt(one: Ranks, plan: Path, model: Path, tmp_path: Path) -> None:
     document = json.loads(plan.read_text())
     plan.write_text(json.dumps({**document, "allowed": [{"code": "LCM104", "reason": "a trial on the CPU"}]}))
@@ -152,15 +160,19 @@ def test_rows_cut_shorter_than_the_plans_sequences(one: Ranks, plan: Path, tmp_p
     assert "3 rows" in refused["why"]
 
 
-def test_an_output_that_another_run_writes_to(one: Ranks, plan: Path, tmp_path: Path) -> None:
+def test_ranks_of_an_earlier_run_are_waited_for(one: Ranks, plan: Path, tmp_path: Path) -> None:
+    """They outlive a launcher that is killed, and would go on to write checkpoints beside those of the next run."""
     data = make_data(tmp_path / "data", some_rows(8))
     (tmp_path / "out").mkdir()
     held = lock.hold(str(tmp_path / "out" / lock.TRAINER))
     assert held is not None
     words = ("--max-steps", "1", "--export", "none", "--save-every", "0", "--allow", "tokenizer")
-    (refused,) = one.train(plan, data, tmp_path / "out", *words)
-    os.close(held)
-    answers = [one.train(plan, data, tmp_path / "out", *words, "--resume", "never")[0] for _ in range(2)]
+    released: list[bool] = []
+    timer = threading.Timer(1.5, lambda: (released.append((tmp_path / "out" / "log.jsonl").exists()), os.close(held)))
+    timer.start()
+    (first,) = one.train(plan, data, tmp_path / "out", *words)
+    timer.join()
+    (second,) = one.train(plan, data, tmp_path / "out", *words, "--resume", "never")  # this process lets go of it at the end of a run
 
-    assert (refused["exit"], refused["code"]) == (2, "output-in-use")
-    assert [answer["exit"] for answer in answers] == [0, 0], answers
+    assert released == [False]
+    assert (first["exit"], second["exit"]) == (0, 0), (first, second)

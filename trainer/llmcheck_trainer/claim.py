@@ -11,6 +11,8 @@ import torch.distributed as dist
 from llmcheck import lock
 from llmcheck.errors import UserError
 
+RANKS_END_S = 30.0  # for the ranks of a run whose launcher was killed; what Slurm gives a job's processes (KillWait's default)
+
 
 @contextlib.contextmanager
 def output(folder: str) -> Iterator[None]:
@@ -40,4 +42,4 @@ def _take(folder: str) -> int | None:
         os.makedirs(folder, exist_ok=True)
     except OSError as reason:
         raise UserError(f"cannot write in {folder}", code="output", where="--output", why=reason.strerror or str(reason)) from reason
-    return lock.hold(os.path.join(folder, lock.TRAINER))
+    return lock.hold(os.path.join(folder, lock.TRAINER), wait_s=RANKS_END_S)

@@ -98,7 +98,7 @@ def _not_written(kind: str, target: str, error: Exception) -> UserError:
         code="export",
         where=target,
         why=f"{type(error).__name__}: {error}"[:300],
-        hint="make room (a quota counts, too) and start the same command again: from the last checkpoint it only writes this",
+        hint="make room (a quota counts, too) and start the same command again: it goes on from the newest checkpoint and writes this",
     )
 
 

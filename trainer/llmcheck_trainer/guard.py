@@ -53,7 +53,7 @@ class LossGuard:
                 f"the loss is {loss} at step {step}",
                 code="nan",
                 where=self.path,
-                why="the rows of the step are listed there; the last checkpoint is from before it",
+                why="the rows of the step are listed there; every checkpoint is from before it",
                 hint="look at those rows; a lower --lr or bf16 instead of fp16 often helps; --on-nan continue goes on",
             )
         return kind

@@ -113,6 +113,9 @@ def _train(
     held_out = evaluation.load(settings, recipe, shape, pad_id)
     phase.inputs["data"] = data.record()
     if held_out is not None:
+        cut = held_out.data.check_lengths(recipe.seq_len)
+        if cut is not None:
+            checks.fail(cut)
         identity.check_tokenizer(plan_file, held_out.data, config, checks)
         identity.check_same_tokenizer(folder, held_out.data, export.load_tokenizer, checks)
         phase.inputs["eval_data"] = held_out.data.record()
@@ -170,6 +173,7 @@ def _train(
     total = torch.zeros((), dtype=torch.float32, device=device)
     pending: deque[Pending] = deque()
     outcome = "finished"
+    unsaved: UserError | None = None
 
     def settle() -> bool:
         """Take in the losses that have arrived; True when a rank was asked to stop."""
@@ -240,8 +244,8 @@ def _train(
             phase.name = "saving"
             if asked:
                 settle()
-            saved = _save(engine, settings, state, adapters=adapters, needed=size, last=at_end or outcome != "finished")
-            if saved is not None and rank == 0:
+            unsaved = _save(engine, settings, state, adapters=adapters, needed=size)
+            if unsaved is None and rank == 0:
                 checkpoint.prune(settings.output, keep=settings.keep, best_step=state.best_step)
         if eval_now or save_now:
             meter.pause()
@@ -256,13 +260,17 @@ def _train(
             progress.say(f"model in {written}")
     facts = {"step": step, "position": position, "num_tokens": tokens, "loss": progress.last_loss, "eval_loss": final_loss}
     receipt.write(settings.output, plan_file, settings, meter, outcome, facts, phase.inputs)
+    if outcome == "stopped" and unsaved is None:
+        progress.say(f"saved at step {step}: the same command goes on from there")
     progress.end(outcome)
+    if unsaved is not None:  # there was no later chance; the model is written all the same, where it found room
+        raise unsaved
     dist.barrier()
     return 0
 
 
-def _save(engine: Any, settings: TrainSettings, state: checkpoint.State, *, adapters: bool, needed: int, last: bool) -> str | None:
-    """Save; without room for it, a run goes on to try again later, unless this is the last chance."""
+def _save(engine: Any, settings: TrainSettings, state: checkpoint.State, *, adapters: bool, needed: int) -> UserError | None:
+    """Save, on all ranks; why it was not possible, on all ranks: a run does not end for want of room while it can try again."""
     told: list[UserError | None] = [None]
     if dist.get_rank() == 0:
         try:
@@ -273,15 +281,14 @@ def _save(engine: Any, settings: TrainSettings, state: checkpoint.State, *, adap
     problem = told[0]
     if problem is None:
         try:
-            return checkpoint.save(engine, settings.output, state, adapters=adapters)
-        except checkpoint.NotSavedError as error:  # on all ranks
+            checkpoint.save(engine, settings.output, state, adapters=adapters)
+            return None
+        except checkpoint.NotSavedError as error:
             problem = error
-    if last:
-        raise problem
     if dist.get_rank() == 0:
         why = f" ({problem.why})" if problem.why else ""
         sys.stderr.write(f"warning[{problem.code}]: not saved at step {state.step}: {problem.what}{why}\n")
-    return None
+    return problem
 
 
 def _sent(known: Pending, device: torch.device) -> Pending:

@@ -230,13 +230,16 @@ def _initialise_parts(model: Any) -> None:
 
 
 def target_names(model: Any, targets: str) -> list[str]:
-    """The last names of the layers that get adapters: every linear layer but the head, those within attention, or the names given."""
+    """The last names of the layers that get adapters: every linear layer but the head, those within attention, or the names given.
+
+    Not those that peft takes for fused experts, where shared experts or dense layers have them too. Raises UserError.
+    """
     head = model.get_output_embeddings()
     linear = {
         name: module for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
     }
     if targets == "all-linear":
-        return sorted({name.rsplit(".", 1)[-1] for name in linear})
+        return [name for name in sorted({name.rsplit(".", 1)[-1] for name in linear}) if not _means_experts(model, name)]
     if targets == "attention":
         inside = tuple(name + "." for name, module in model.named_modules() if "attention" in type(module).__name__.lower())
         return sorted({name.rsplit(".", 1)[-1] for name in linear if name.startswith(inside)})
@@ -251,7 +254,34 @@ def target_names(model: Any, targets: str) -> list[str]:
                 why="LoRA would match nothing there",
                 hint=did_you_mean(name, known) or "linear layers of this model: " + ", ".join(known),
             )
+        if _means_experts(model, name):
+            raise UserError(
+                f"{name!r} cannot have adapters in a {model.config.model_type} model",
+                code="lora-targets",
+                where="recipe.lora.targets",
+                why="peft takes the name for the fused experts' weights, not for the linear layers of that name",
+                hint="all-linear, or names of these: " + ", ".join(target_names(model, "all-linear")),
+            )
     return names
+
+
+def _means_experts(model: Any, name: str) -> bool:
+    """Whether peft takes the target `name` for fused experts' weights of a mixture.
+
+    It does so however the name is spelt (0.21, for adapters from before transformers 5), and refuses such adapters with dropout.
+    """
+    import peft
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers as convert
+    except ImportError:  # an older peft, which has no such thing
+        return False
+    config = peft.LoraConfig(target_modules=[name])
+    try:
+        convert(config, model, conversions=None)
+    except ValueError:  # one of the names that only go together
+        return True
+    return name not in (config.target_modules or ())
 
 
 def find_weights(spec: ModelSpec, given: str) -> str:

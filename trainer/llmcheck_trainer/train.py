@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from llmcheck import planfile
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, value in plan_file.launch.env.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # Of DeepSpeed's calls, two lines from every rank: nobody who reads them can do anything about it.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
         from llmcheck_trainer import loop  # torch is imported here, after the environment is set
 
         code = loop.run(plan_file, path, settings)

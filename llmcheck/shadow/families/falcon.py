@@ -19,7 +19,7 @@ class FalconLinear(Linear):
     """``input @ weight.T`` and then ``+ bias``: two results."""
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden_states = ops.dense(x, self.weight)
+        hidden_states = ops.dense(x, self.weight, transposed=True)
         if self.bias is None:
             return hidden_states
         return ops.add(hidden_states, self.bias)

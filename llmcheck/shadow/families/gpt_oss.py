@@ -15,13 +15,13 @@ from llmcheck.shadow.families.llama import (
     ATTENTION,
     LlamaAttention,
     LlamaDecoderLayer,
-    LlamaForCausalLM,
     LlamaModel,
     RotaryEmbedding,
     rotary_dim,
 )
 from llmcheck.shadow.families.moe import Experts
 from llmcheck.shadow.families.olmo import Olmo2RMSNorm
+from llmcheck.shadow.families.routed import RoutedForCausalLM, Router
 from llmcheck.shadow.module import Build, Module
 from llmcheck.shadow.tensor import NoGrad, Tensor
 
@@ -126,7 +126,7 @@ class GptOssExperts(Experts):
         return gated_output
 
 
-class GptOssTopKRouter(Module):
+class GptOssTopKRouter(Router):
     """The largest few logits, then a softmax over these in the model's type."""
 
     def __init__(self, build: Build, config: Config) -> None:
@@ -139,6 +139,7 @@ class GptOssTopKRouter(Module):
         router_logits = ops.linear(hidden_states, self.weight, self.bias)
         router_top_value, router_indices = ops.topk(router_logits, self.top_k)
         router_scores = ops.softmax(router_top_value)
+        self.record(router_logits)
         return router_logits, router_scores, router_indices
 
 
@@ -189,7 +190,7 @@ def _gpt_oss(build: Build, config: Config, run: Run) -> CausalLM:
         return GptOssDecoderLayer(build, config, GptOssAttention(build, config, run), GptOssMLP(build, config), Olmo2RMSNorm)
 
     model = GptOssModel(build, config, run, layer, norm=Olmo2RMSNorm, rotary=rotary)
-    return LlamaForCausalLM(build, config, run, model)
+    return RoutedForCausalLM(build, config, run, model)
 
 
 # The experts are parameters of three dimensions, which LoRA's "all-linear" leaves alone.

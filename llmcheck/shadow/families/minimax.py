@@ -8,14 +8,15 @@ from __future__ import annotations
 from llmcheck.shadow import ops
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.families.glm4_moe import apply_rotary_pos_emb
-from llmcheck.shadow.families.llama import ATTENTION, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from llmcheck.shadow.families.llama import ATTENTION, LlamaDecoderLayer, LlamaModel
 from llmcheck.shadow.families.moe import Experts
 from llmcheck.shadow.families.olmo import FlatNormAttention
+from llmcheck.shadow.families.routed import RoutedForCausalLM, Router
 from llmcheck.shadow.module import Build, Module
 from llmcheck.shadow.tensor import Tensor
 
 
-class MiniMaxM2TopKRouter(Module):
+class MiniMaxM2TopKRouter(Router):
     """Sigmoids in fp32; the largest few of the corrected scores, whose own scores then sum to one."""
 
     def __init__(self, build: Build, config: Config) -> None:
@@ -32,6 +33,7 @@ class MiniMaxM2TopKRouter(Module):
         top_k_weights = ops.gather_last(routing_weights, top_k_index)
         top_k_weights = ops.div_(top_k_weights, ops.sum_dim(top_k_weights, -1, True))
         router_scores = top_k_weights
+        self.record(router_logits)
         return router_logits, router_scores, top_k_index
 
 
@@ -57,7 +59,7 @@ def _minimax_m2(build: Build, config: Config, run: Run) -> CausalLM:
         attention = FlatNormAttention(build, config, run, rotary=apply_rotary_pos_emb)
         return LlamaDecoderLayer(build, config, attention, MiniMaxM2SparseMoeBlock(build, config))
 
-    return LlamaForCausalLM(build, config, run, LlamaModel(build, config, run, layer))
+    return RoutedForCausalLM(build, config, run, LlamaModel(build, config, run, layer))
 
 
 FAMILIES = (Family("minimax_m2", _minimax_m2, {}, ATTENTION, ATTENTION),)

@@ -18,10 +18,10 @@ from llmcheck.shadow.families.llama import (
     GatedMLP,
     LlamaAttention,
     LlamaDecoderLayer,
-    LlamaForCausalLM,
     LlamaModel,
 )
 from llmcheck.shadow.families.olmo import FlatNormAttention
+from llmcheck.shadow.families.routed import RoutedForCausalLM, Router
 from llmcheck.shadow.module import Activation, Build, Linear, Module
 from llmcheck.shadow.tensor import Param, Tensor
 
@@ -78,7 +78,7 @@ class Experts(Module):
         return ops.mul(self.act_fn(gate), up)
 
 
-class TopKRouter(Module):
+class TopKRouter(Router):
     """Softmax over the experts in fp32, the largest few. `normalise`: they sum to one. `cast_back`: in the model's type."""
 
     def __init__(self, build: Build, num_experts: int, hidden: int, top_k: int, *, normalise: bool, cast_back: bool) -> None:
@@ -96,6 +96,7 @@ class TopKRouter(Module):
         if self.cast_back:
             router_top_value = ops.cast(router_top_value, router_logits.item)
         router_scores = router_top_value
+        self.record(router_logits)
         return router_logits, router_scores, router_indices
 
 
@@ -163,7 +164,7 @@ def _mixtral(build: Build, config: Config, run: Run) -> CausalLM:
         )
         return LlamaDecoderLayer(build, config, attention, mlp)
 
-    return LlamaForCausalLM(build, config, run, LlamaModel(build, config, run, layer))
+    return RoutedForCausalLM(build, config, run, LlamaModel(build, config, run, layer))
 
 
 def _qwen3_moe(build: Build, config: Config, run: Run) -> CausalLM:
@@ -181,7 +182,7 @@ def _qwen3_moe(build: Build, config: Config, run: Run) -> CausalLM:
             mlp = GatedMLP(build, config.hidden_size, config.intermediate_size, act=config.hidden_act)
         return LlamaDecoderLayer(build, config, attention, mlp)
 
-    return LlamaForCausalLM(build, config, run, LlamaModel(build, config, run, layer))
+    return RoutedForCausalLM(build, config, run, LlamaModel(build, config, run, layer))
 
 
 def _qwen2_moe(build: Build, config: Config, run: Run) -> CausalLM:
@@ -194,7 +195,7 @@ def _qwen2_moe(build: Build, config: Config, run: Run) -> CausalLM:
             mlp = GatedMLP(build, config.hidden_size, config.intermediate_size, act=config.hidden_act)
         return LlamaDecoderLayer(build, config, attention, mlp)
 
-    return LlamaForCausalLM(build, config, run, BothMasksModel(build, config, run, layer))
+    return RoutedForCausalLM(build, config, run, BothMasksModel(build, config, run, layer))
 
 
 def _olmoe(build: Build, config: Config, run: Run) -> CausalLM:
@@ -208,7 +209,7 @@ def _olmoe(build: Build, config: Config, run: Run) -> CausalLM:
         )  # fmt: skip
         return LlamaDecoderLayer(build, config, attention, mlp)
 
-    return LlamaForCausalLM(build, config, run, LlamaModel(build, config, run, layer))
+    return RoutedForCausalLM(build, config, run, LlamaModel(build, config, run, layer))
 
 
 _SHARED: tuple[str, ...] = (*LINEAR, "shared_expert_gate")

@@ -74,7 +74,9 @@ class Stage12:
         # fp32 accumulation of 16-bit gradients: each reduced slice is added to one flat partition (_build_compact_grad_partition_buffer)
         self.compact = settings.grad_accum_dtype == "fp32" and item != 4
         self.compact_flat: Storage | None = None
-        self.kept: list[Tensor | None] = []  # without contiguous gradients
+        # without contiguous gradients: all_grad_tensors; what other ranks own and the reduction under way still reads
+        self.kept: list[Tensor | None] = []
+        self.reduced: list[Param] = []
 
     # --- deepspeed.initialize ---------------------------------------------------------------------------------------------------
 
@@ -168,6 +170,8 @@ class Stage12:
             if i in self.owned_set:
                 if settings.contiguous_gradients:
                     self._keep_owned(i, p)
+            elif settings.stage == 2 and overlap and not settings.contiguous_gradients:
+                self.reduced.append(p)
             elif settings.stage == 2:
                 p.grad = None
         c.category, c.stream = category, stream
@@ -183,6 +187,7 @@ class Stage12:
             self.compact_flat = Storage(4 * self.partition.size)
             cur.category = before
         if not self.settings.contiguous_gradients:
+            self._clear_reduced()
             self._concatenate([(-1, self.params[i].numel) for i in self.bucket], self.elements)
             return
         if not self.settings.reduce_scatter:
@@ -204,6 +209,12 @@ class Stage12:
                 by_owner.setdefault(owner, []).append((owner, n))
             for group in by_owner.values():
                 self._concatenate(group, limit)
+
+    def _clear_reduced(self) -> None:
+        """``_clear_previous_reduced_grads``: the CPU has waited for the reduction before."""
+        for p in self.reduced:
+            p.grad = None
+        self.reduced = []
 
     def _concatenate(self, slices: list[tuple[int, int]], limit: int) -> None:
         group: list[tuple[int, int]] = []
@@ -267,11 +278,13 @@ class Stage12:
                 if p.grad is not None:
                     self._to_bucket(p)
         self._reduce()
+        self._clear_reduced()
         if not self.offload:
             new = self.compact_flat if self.compact else self.grads_in_partition
             if not self.settings.contiguous_gradients:
                 new = None
-                self.kept = [self.params[i].grad for i in self.owned]
+                if not self.kept:  # later micro-steps' are added to the first one's
+                    self.kept = [self.params[i].grad for i in self.owned]
             if self.accumulated is None:
                 self.accumulated = new
             del new

@@ -139,6 +139,7 @@ class Coordinator:
         self.own: dict[Module, list[Param]] = {}
         self.listed: dict[tuple[Module, bool], list[Param]] = {}
         self.below: dict[Module, list[Param]] = {}
+        self.regathered: set[Param] = set()
 
     def own_params(self, module: Module) -> list[Param]:
         """``iter_params``: a leaf module's parameters are all those below it."""
@@ -338,6 +339,32 @@ class Coordinator:
             ds.status = NOT_AVAILABLE
             self.available -= ds.numel
 
+    def gather_external(self, caller: Module, module: Module) -> None:
+        """A weight read outside its module's call (``ZeROOrderedDict``): gathered at once and from then on fetched with the caller."""
+        for p in self.own_params(module):
+            if p.ds.status != NOT_AVAILABLE:
+                continue
+            known = self.own_params(caller)
+            if p not in known:
+                known.append(p)
+                self.uses.clear()
+            category, cur.category = cur.category, "gathered_weights"
+            p.st = Storage(p.ds.partition_numel * self.world * p.item) if self.world > 1 else p.ds.tensor
+            cur.category = category
+            p.ds.status = AVAILABLE
+
+    def regather(self, p: Param) -> None:
+        """Before the gradients of a product: its weight, where it was released."""
+        if p.ds.status == NOT_AVAILABLE:
+            p.st = Storage(p.ds.partition_numel * self.world * p.item)
+            self.regathered.add(p)
+
+    def ungather(self, p: Param) -> None:
+        """Undo `regather`."""
+        if p in self.regathered:
+            self.regathered.remove(p)
+            p.st = EMPTY
+
     def release_backward_leftovers(self) -> None:
         while self.active_backward:
             _, module = self.active_backward.popitem()
@@ -368,21 +395,15 @@ class Hooks:
         self.in_leaf = False
         self.reduce_leaf: Callable[[Module], None] | None = None
 
+    def recording(self, recorder: Any) -> Hooks:
+        """The same hooks around modules whose calls `recorder` only writes down."""
+        out = Hooks(recorder, self.root)
+        out.reduce_leaf = recorder.reduce_leaf
+        return out
+
     def gather_external(self, module: Module) -> None:
-        """A weight read outside its module's call (``ZeROOrderedDict``): gathered at once and from then on fetched with the caller."""
-        coordinator = self.coordinator
-        caller = self.stack[-1] if self.stack else self.root
-        for p in coordinator.own_params(module):
-            if p.ds.status != NOT_AVAILABLE:
-                continue
-            known = coordinator.own_params(caller)
-            if p not in known:
-                known.append(p)
-                coordinator.uses.clear()
-            category, cur.category = cur.category, "gathered_weights"
-            p.st = Storage(p.ds.partition_numel * coordinator.world * p.item) if coordinator.world > 1 else p.ds.tensor
-            cur.category = category
-            p.ds.status = AVAILABLE
+        """A weight of `module` is read outside its call."""
+        self.coordinator.gather_external(self.stack[-1] if self.stack else self.root, module)
 
     def call(self, module: Module, args: tuple[Any, ...]) -> Any:
         coordinator = self.coordinator
@@ -473,9 +494,8 @@ class Hooks:
 
         def back(saved: list[Any], g: Tensor) -> list[Tensor | None]:
             weight = saved[1]
-            gathered = type(weight) is Param and weight.ds.status == NOT_AVAILABLE
-            if gathered:
-                weight.st = Storage(weight.ds.partition_numel * self.coordinator.world * weight.item)
+            if type(weight) is Param:
+                self.coordinator.regather(weight)
             gx = gw = gb = None
             dense_g = g.strides is None
             if need_x:
@@ -492,8 +512,8 @@ class Hooks:
             if need_b:
                 gb = ops.column_sum(rows, n, item)
                 gb.view = False
-            if gathered:
-                weight.st = EMPTY
+            if type(weight) is Param:
+                self.coordinator.ungather(weight)
             return [gx, gw, gb]
 
         return attach(out, begin(back, (x, w, b), [keep(x), keep(w), None if b is None else keep(b)]))

@@ -185,7 +185,9 @@ def test_the_explicit_command_spells_every_choice_out(synthetic_plan: Plan) -> N
 
 
 def test_what_was_saved_ends_on_what_to_do_with_it(synthetic_plan: Plan) -> None:
-    assert "saved p.json" in command.next_steps(synthetic_plan, parsed("--out", "p.json"), explicit=False)[0]
+    run, saved, _ = command.next_steps(synthetic_plan, parsed("--out", "p.json"), explicit=False)
+    assert run == "llmcheck train --plan p.json --data FILE... --output run"
+    assert "saved p.json" in saved
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))

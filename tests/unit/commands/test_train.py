@@ -139,7 +139,10 @@ def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path
         (["--data", "d", "--output", "o\n--evil"], "cannot be printed"),
     ],
 )
-def test_what_cannot_be_meant(words: list[str], said: str, plan: Path, llmcheck: Any) -> None:
+def test_what_cannot_be_meant(
+    words: list[str], said: str, plan: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmcheck: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where `data` is the folder d
     code, out, err = llmcheck("train", "--plan", plan, *words, "--dry-run")
 
     assert (code, out) == (2, "")
@@ -185,6 +188,10 @@ def test_job_files_hold_the_same_command(nodes: int, tmp_path: Path, llmcheck: A
     assert container["image"] == "x: y#z"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
     assert kubernetes[1]["spec"]["completions"] == nodes
+    grace = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    assert 30 < int(grace) < pod["terminationGracePeriodSeconds"] == 300
+    assert "#SBATCH --signal=TERM@120\n" in slurm
+    assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110\n" in slurm
     assert shlex.split(sky["run"].replace("\\\n", " ").splitlines()[-1])[-8:] == words
     assert sky["num_nodes"] == nodes
     assert sky["resources"]["accelerators"] == "H100:8"

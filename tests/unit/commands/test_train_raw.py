@@ -376,6 +376,16 @@ def test_a_tokenizer_of_its_own_must_be_the_models(go: Train, model: Path, tmp_p
     assert not (tmp_path / "out" / "data").exists()
 
 
+def test_weights_without_a_tokenizer_take_the_plans(go: Train, model: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    shutil.copy(model / "config.json", weights)
+    done = go("--data", jsonl(tmp_path / "rows.jsonl", *BELLE), "--weights", weights)
+
+    assert done.code == 0, done.err
+    assert f"with the tokenizer {model}" in done.err
+
+
 def test_a_tokenizer_saved_again_is_the_same_one(go: Train, model: Path, tmp_path: Path) -> None:
     again = shutil.copytree(model, tmp_path / "again")
     path = again / "tokenizer.json"
@@ -429,7 +439,6 @@ def test_prepared_data_is_compared_with_the_plan(run: Train, model: Path, plan: 
 
 def test_doctors_findings_about_the_machine_stop_a_run(go: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DS_ACCELERATOR")
-    monkeypatch.setattr("llmcheck.probe.nvidia.gpus", no_gpus)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     file = jsonl(tmp_path / "rows.jsonl", *BELLE)
     stopped, dry = go("--data", file), go("--data", file, "--dry-run")
@@ -438,10 +447,6 @@ def test_doctors_findings_about_the_machine_stop_a_run(go: Train, tmp_path: Path
     assert "LCM104" in stopped.err
     assert not (tmp_path / "out" / "data").exists()
     assert dry.code == 0  # made anywhere
-
-
-def no_gpus(machine: Any, found: Any) -> None:
-    found.put("gpu.visible_count", 0)
 
 
 def test_a_reason_is_kept_in_the_plan_and_counts_from_there(go: Train, plan: Path, tmp_path: Path) -> None:
@@ -492,6 +497,30 @@ def test_with_the_options_of_plan_it_plans_prints_checks_and_runs(run: Train, mo
     assert done.launched[done.launched.index("--plan") + 1] == str(tmp_path / "out" / "plan.json")
     assert manifest(tmp_path / "out" / "data")["seq_len"] == json.loads((tmp_path / "out" / "plan.json").read_text())["recipe"]["seq_len"]
     assert "nothing has changed" in again.err
+
+
+def test_a_hostfile_with_more_hosts_than_the_plan_is_no_finding(run: Train, model: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    words = ["--gpus", "4", "--nodes", "2", "--gpu", "A100-40G", "--seq-len", str(SEQ), "--micro-batch", "1", "--out", str(plan)]
+    assert main(["plan", "--model", str(model), *words]) == 0
+    hosts = text_file(tmp_path / "hosts", "a slots=2\nb slots=2\nc slots=2\n")
+    file = jsonl(tmp_path / "d.jsonl", *BELLE)
+    done = run("--plan", plan, "--data", file, "--output", tmp_path / "out", "--template", "belle", "--hostfile", hosts)
+
+    assert done.code == 0, done.err
+    assert done.launched is not None
+    assert done.launched[1:7] == ["--hostfile", str(hosts), "--num_nodes", "2", "--num_gpus", "2"]
+
+
+def test_what_doctor_did_not_examine_is_said(run: Train, model: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    words = ["--gpus", "1", "--gpu", "A100-40G", "--micro-batch", "1", "--seq-len", str(SEQ), "--out", str(plan)]
+    assert main(["plan", "--model", "bloomz-560m", *words]) == 0
+    text = text_file(tmp_path / "rows.txt", "A line.\n")
+    done = run("--plan", plan, "--data", text, "--output", tmp_path / "out", "--tokenizer", model, "--dry-run")
+
+    assert done.code == 0, done.err
+    assert f"not examined by doctor: the model's folder, {text}" in done.err
 
 
 def test_a_plan_that_does_not_fit_is_a_finding(run: Train, tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ FAR = signature(
 HAY = st.lists(st.sampled_from(["needle", "thread a", "thread 1", "knot", "x", "", "\r"]), max_size=60)
 
 
-@given(HAY, st.integers(1, 60), st.integers(0, 3))
-def test_contexts_are_those_of_the_lines_around(lines: list[str], block_bytes: int, contexts_first: int) -> None:
+@given(HAY, st.integers(1, 60), st.integers(0, 3), st.integers(1, 3))
+def test_contexts_are_those_of_the_lines_around(lines: list[str], block_bytes: int, contexts_first: int, many_asked: int) -> None:
     text = "".join(line if line == "\r" else line + "\n" for line in lines)
     rows = [part.replace("\r", "") for part in text.split("\n")]  # a carriage return before a line leaves its number as it is
 
@@ -130,7 +130,11 @@ def test_contexts_are_those_of_the_lines_around(lines: list[str], block_bytes: i
 
     near = [i for i, row in enumerate(rows) if row == "needle" and count(i - 3, i, "thread a")]
     far = [i for i, row in enumerate(rows) if row == "needle" and not count(i - 3, i, "thread") and count(i + 1, i + 3, "knot")]
-    with mock.patch("llmcheck.logs.scan.CONTEXTS_FIRST", contexts_first), mock.patch("llmcheck.logs.contexts._FEW_BYTES", contexts_first):
+    with (
+        mock.patch("llmcheck.logs.scan.CONTEXTS_FIRST", contexts_first),
+        mock.patch("llmcheck.logs.contexts._FEW_BYTES", contexts_first),
+        mock.patch("llmcheck.logs.contexts._MANY_ASKED", many_asked),
+    ):
         result = in_blocks(text.encode(), block_bytes, Signatures([NEAR, FAR], "python"))
     found = {group.rule.code: (group.count, group.first.line - 1, group.last.line - 1) for group in result.groups}
     expected = {code: (len(at), at[0], at[-1]) for code, at in (("NEAR", near), ("FAR", far)) if at}

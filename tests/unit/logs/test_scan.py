@@ -225,3 +225,9 @@ def test_a_context_does_not_keep_a_flood_of_candidates() -> None:
     rule = signature("FLOOD", "needle", "needle", below=(Context(literal="never there", within=1000, absent=False),))
     result = in_blocks(b"needle\n" * 5000, 4096, Signatures([rule], "python"), Limits(num_pending=10))
     assert codes(result) == []
+
+
+def test_a_context_that_comes_after_many_lines_without_it_counts() -> None:
+    crowd = FAILED * 300
+    group = only(find(crowd + GNU + FAILED + crowd, BUILD))
+    assert (group.first.line, group.count) == (302, 5)  # it may stand five lines above

@@ -71,6 +71,12 @@ def test_an_error_is_never_left_out(synthetic_plan: Plan) -> None:
     assert [finding.code for finding in errors if f"error {finding.code}" not in text] == []
 
 
+def test_what_was_assumed_about_the_machine_is_never_left_out(synthetic_plan: Plan) -> None:
+    plan = crowded(synthetic_plan)
+    assumed = Finding(code="LCM090", severity="note", message="no GPU was named and none was found here: planned for A100-40G")
+    assert "note LCM090" in render(replace(plan, findings=(*plan.findings, assumed)))
+
+
 def test_a_reason_that_a_finding_gives_is_not_given_twice(synthetic_plan: Plan) -> None:
     finding = Finding(code="LCM008", severity="warning", message="it fits, but barely: the margin is small")
     text = render(replace(synthetic_plan, reasons=("the margin is small",), findings=(finding,)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmcheck.catalog.config import complete
+from llmcheck.catalog.config import complete, spec_of_config
 from llmcheck.catalog.familydata import family_data
 from llmcheck.catalog.models import find_model
 from llmcheck.errors import UserError
@@ -221,3 +221,16 @@ def test_backward_makes_gradients_of_the_adapters_alone(tape: Tape) -> None:
 
     assert wrapped.base_layer.weight.grad is None
     assert [p.grad.shape for p in (wrapped.lora_A.weight, wrapped.lora_B.weight) if p.grad is not None] == [(3, 8), (10, 3)]
+
+
+def test_a_name_that_peft_takes_for_experts_is_refused() -> None:
+    # tests/trainer/test_targets.py shows that peft does
+    config = {"model_type": "qwen3_moe", "num_hidden_layers": 2, "mlp_only_layers": [0]}
+    spec = spec_of_config(config, name="tiny", source="tests", where="tiny")
+    family = families.get("qwen3_moe")
+    assert family is not None
+    model = family.build(Build(2), Config(spec.config), Run())
+    with pytest.raises(UserError, match="cannot have adapters in a qwen3_moe model") as found:
+        lora.target_names(LoraSpec(targets="q_proj,gate_proj"), family, model)
+
+    assert found.value.where == "--lora-targets"

@@ -286,6 +286,33 @@ def test_earlier_micro_steps_keep_their_gradients_beside_the_new_ones(tape: Tape
     assert live(tape, "gradients") == 240
 
 
+def test_without_contiguous_gradients_the_first_micro_steps_gradients_are_added_to(tape: Tape) -> None:
+    # independent_gradient_partition_epilogue: all_grad_tensors are the first ones, later ones go
+    engine = stage12(tape, 2, 1, 0, [60], contiguous_gradients=False)
+    engine.boundary = False
+    give(engine, 0)
+    first = engine.params[0].grad
+    engine.epilogue()
+    give(engine, 0)
+    engine.epilogue()
+
+    assert first is not None
+    assert [grad.st for grad in engine.kept if grad is not None] == [first.st]
+
+
+def test_without_contiguous_gradients_overlap_keeps_foreign_ones_for_one_reduction_more(tape: Tape) -> None:
+    # reduce_ipg_grads: previous_reduced_grads, cleared in allreduce_and_copy and in the epilogue
+    engine = stage12(tape, 2, 2, 0, [90, 80, 40], contiguous_gradients=False, overlap_comm=True)  # rank 0 owns the first two
+    give(engine, 2)
+    give(engine, 1)  # does not fit beside it: that one is reduced
+    assert engine.params[2].grad is not None
+    give(engine, 0)
+    assert engine.params[2].grad is None
+    engine.epilogue()
+
+    assert [p.grad for p in engine.params] == [None, None, None]
+
+
 def test_cpu_offload_leaves_no_state_on_the_gpu(tape: Tape) -> None:
     engine = stage12(tape, 2, 2, 0, [60, 50, 40], offload_optimizer={"device": "cpu"})
     for i in (2, 1, 0):

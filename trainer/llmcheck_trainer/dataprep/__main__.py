@@ -67,12 +67,14 @@ def _prepare(request: dict[str, Any]) -> int:
 
     form = request.pop("output")
     asked = settings.from_json(json.dumps(request))
-    outcome = prepare(asked)
+    changes: list[str] = []
+    outcome = prepare(asked, lambda beginning: changes.extend(beginning.changes))
     if form == "json":
         emit(json.dumps(outcome.manifest, indent=1, ensure_ascii=False) + "\n")
         return 0
     where = terminal(sys.stdout)
-    first = f"{asked.out}: nothing has changed, the prepared data is used again" if outcome.reused else f"{asked.out}: written"
+    again = f" again, since {'; '.join(changes)}" if changes else ""
+    first = f"{asked.out}: " + ("nothing has changed, the prepared data is used again" if outcome.reused else f"written{again}")
     lines = [first, *report.summary(outcome.manifest, where)]
     if outcome.note:
         lines.append(report.paint(f"note: {outcome.note}", "\x1b[33m", where))

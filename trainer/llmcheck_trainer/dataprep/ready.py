@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmcheck.console import Terminal, complain, escape
+from llmcheck.console import Terminal, complain
 from llmcheck.errors import UserError
 from llmcheck.units import human_bytes
 from llmcheck_trainer.dataprep import agree, report, store
@@ -111,7 +111,7 @@ def _would(settings: Settings, flag: str, trial: Trial) -> list[str]:
         f"tokenizer {settings.tokenizer}, template {template}, {settings.seq_len:,} tokens"
     )
     used, read = trial.manifest["num_rows"], trial.num_rows_read
-    return [escape(head), f"{used:,} of the first {read:,} rows would be used", *report.brief(trial.manifest, _PLAIN)[1:]]
+    return [head, f"{used:,} of the first {read:,} rows would be used", *report.brief(trial.manifest, _PLAIN)[1:]]
 
 
 def _begins(settings: Settings, beginning: Beginning) -> str:
