@@ -46,10 +46,10 @@ def measure(case: Case, profile: Profile) -> Result:
         return Result(case, found["peak_allocated_bytes"], errors, None, None)
     rates = rates_of(profile, GpuRates.from_spec(case.cluster.gpu, case.recipe.precision), case.recipe.precision)
     times = (
-        estimate(case.model, case.recipe, case.cluster),
-        estimate(case.model, case.recipe, case.cluster, rates=rates, host=host_of(profile)),
+        estimate(case.model, case.recipe, case.cluster, alone=True),
+        estimate(case.model, case.recipe, case.cluster, rates=rates, host=host_of(profile), alone=True),
     )
-    plain, profiled = (100 * ((time.step_s - time.communication_exposed_s) / found["step_s"] - 1) for time in times)
+    plain, profiled = (100 * (time.step_s / found["step_s"] - 1) for time in times)
     return Result(case, found["peak_allocated_bytes"], errors, found["step_s"], (plain, profiled))
 
 

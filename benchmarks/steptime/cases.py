@@ -9,7 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy import rows as accuracy
+from benchmarks.probe import cases as probe
 from llmcheck.catalog.gpus import find_gpu
+from llmcheck.catalog.models import find_model
+from llmcheck.planner.evaluate import complete
 from llmcheck.steptime.shape import read_shape
 from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, Offload, Optimizer, TrainingRecipe
 
@@ -76,6 +80,45 @@ def groundtruth() -> Iterator[Case]:
         yield Case(name, spec(row["model"], models[row["model"]], row["n_params"]), recipe, cluster, row["step_s"], True, row)
 
 
+def trainer() -> Iterator[Case]:
+    """Steps of the bundled trainer on lent H100 machines: rank 0 of N on one GPU, no communication. `op_s`: the host's, where measured."""
+    for line in (DATA / "trainer.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        case = probe.case_of({key: value for key, value in row.items() if key not in ("source", "op_s", "step_s")})
+        yield Case(f"{row['id']} ({row['source']})", case.model, case.recipe, case.cluster, row["step_s"], True, row | {"file": "trainer"})
+
+
+def training() -> Iterator[Case]:
+    """Training runs of the bundled trainer on one H100 (benchmarks/trainer): data loading and all, the mean of 20 steps or more."""
+    for line in (DATA / "training.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        model = find_model(row["model"], allow_network=False)
+        cluster = ClusterSpec(gpu=find_gpu(H100))
+        chosen = {key: value for key, value in row.items() if key not in ("id", "run", "model", "step_s")}
+        lora = LoraSpec(dropout=0.0) if row["method"] == "lora" else None
+        recipe = complete(
+            model, TrainingRecipe(**chosen, lora=lora, fused_adapters=lora is not None, zero_stage=1, allocator="expandable"), cluster
+        )
+        yield Case(f"{row['id']}, run {row['run']}", model, recipe, cluster, row["step_s"], True, row | {"file": "training"})
+
+
+def drawn() -> Iterator[Case]:
+    """Runs drawn at random (benchmarks/holdout) that had the GPU for themselves: transformers and DeepSpeed without the trainer."""
+    for line in (DATA / "drawn.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found = accuracy.to_row(row, "holdout")
+        yield Case(row["id"], found.model, found.recipe, found.cluster, row["step_s"], True, {"op_s": row["op_s"], "file": "drawn"})
+
+
+def phases() -> Iterator[tuple[Case, dict[str, Any]]]:
+    """The steps of ``measure.py``, and what it found in them."""
+    for line in (DATA / "phases.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if "issue_s" in row:
+            case = probe.case_of(row)
+            yield Case(row["id"], case.model, case.recipe, case.cluster, row["step_s"], True, {"op_s": 13.43e-6, "file": "phases"}), row
+
+
 def published() -> Iterator[Case]:
     """Other people's speeds, column `group` says which kind. MPT models are written ``gpt2:width:layers:heads:vocabulary``."""
     models = json.loads((DATA / "models.json").read_text())
@@ -95,6 +138,7 @@ def published() -> Iterator[Case]:
                     "n_positions": seq_len,
                     "activation_function": "gelu",
                     "tie_word_embeddings": True,
+                    "resid_pdrop": 0.0,
                 }
             model = spec(row["model"], config, 0)
             model = replace(model, num_params=read_shape(model).num_params)

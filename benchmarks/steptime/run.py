@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from benchmarks.report import header, table, write
 from benchmarks.steptime import cases
 from llmcheck import __version__
+from llmcheck.shadow.pace import constants
 from llmcheck.steptime.hostside import HostRates
 from llmcheck.steptime.kernels import GpuRates
 from llmcheck.steptime.model import estimate
@@ -27,19 +29,29 @@ parallelism, no float8, no offload, no torch.compile), real lengths known: the r
 def is_fitted(case: cases.Case) -> bool:
     """Whether the row was used to fit the constants."""
     if case.without_network:
-        return bool(case.row["file"] == "peaks") and case.recipe.offload == "none"
+        return bool(case.row["file"] == "peaks" or case.row.get("source") in ("b", "c", "d")) and case.recipe.offload == "none"
     return case.model.name in ("MPT-1b", "MPT-7b") and case.recipe.seq_len <= 4096
+
+
+def host_of_case(case: cases.Case, host: HostRates) -> HostRates:
+    """`host` as fast as the row's machine was with one operator, where that was measured."""
+    factor = (case.row.get("op_s") or constants()["calibration"]["op_s"]) / constants()["calibration"]["op_s"]
+    return scaled(host, factor)
+
+
+def scaled(host: HostRates, factor: float) -> HostRates:
+    """`host`, slower by `factor`."""
+    return HostRates(**{name: getattr(host, name) * factor for name in HostRates.__dataclass_fields__})
 
 
 def estimate_case(case: cases.Case, *, rates: GpuRates | None = None, host: HostRates | None = None) -> StepTime:
     """The estimate of a case, without network where none was there, and without DeepSpeed's host side for Composer's FSDP."""
     rates = rates or GpuRates.from_spec(case.cluster.gpu, case.recipe.precision)
-    if case.without_network:
-        rates = replace(rates, link_bytes_per_s=1e18)
+    host = host or host_of_case(case, HostRates.reference())
     if case.row.get("group") == "llm-foundry":
         # FSDP wraps whole blocks: no hook per module or parameter; its batches are far from host-bound
         host = HostRates(**dict.fromkeys(HostRates.__dataclass_fields__, 0.0))
-    return estimate(case.model, case.recipe, case.cluster, rates=rates, host=host)
+    return estimate(case.model, case.recipe, case.cluster, rates=rates, host=host, alone=case.without_network)
 
 
 class Group(NamedTuple):
@@ -68,8 +80,21 @@ class Scored(NamedTuple):
 
 def measure() -> list[Scored]:
     """All rows with their estimates."""
-    rows = [(c, estimate_case(c)) for c in [*cases.groundtruth(), *cases.published()]]
+    rows = [(c, estimate_case(c)) for c in [*cases.groundtruth(), *cases.trainer(), *cases.training(), *cases.drawn(), *cases.published()]]
     return [Scored(c, e, e.step_s / c.measured_s - 1) for c, e in rows]
+
+
+def kind_of(case: cases.Case, bound_by_host: Collection[str]) -> str | None:
+    """What decides the time of one of our rows; None for a drawn or a published one."""
+    if not case.without_network or case.row["file"] == "drawn":
+        return None
+    if case.recipe.offload != "none":
+        return "offload"
+    if case.name not in bound_by_host:
+        return "gpu"
+    if case.recipe.method != "full":
+        return "adapters"
+    return "host z3" if case.recipe.zero_stage == 3 else "host z012"
 
 
 def groups(rows: Sequence[Scored]) -> list[Group]:
@@ -84,8 +109,21 @@ def groups(rows: Sequence[Scored]) -> list[Group]:
         of("  fitted (families left out: see fit.py --folds)", lambda c: c.row.get("file") == "peaks" and is_fitted(c)),
         of("  held out (offload)", lambda c: c.row.get("file") == "peaks" and not is_fitted(c)),
         of("ground truth, boundary.jsonl (held out)", lambda c: c.row.get("file") == "boundary"),
-        of("ground truth, both, bound by the host", lambda c: c.without_network and c.name in bound_by_host),
-        of("ground truth, both, bound by the GPU", lambda c: c.without_network and c.name not in bound_by_host),
+        of("bundled trainer, trainer.jsonl", lambda c: c.row.get("file") == "trainer"),
+        of("  held out (machine a, offload)", lambda c: c.row.get("file") == "trainer" and not is_fitted(c)),
+        of("training runs of benchmarks/trainer (held out)", lambda c: c.row.get("file") == "training"),
+        of("drawn at random, drawn.jsonl (held out)", lambda c: c.row.get("file") == "drawn"),
+        of("all of ours but the drawn ones", lambda c: c.without_network and c.row["file"] != "drawn"),
+        *(
+            of(f"  {title}", lambda c, kind=kind: kind_of(c, bound_by_host) == kind)
+            for kind, title in (
+                ("gpu", "bound by the GPU"),
+                ("host z012", "bound by the host, ZeRO-0 to 2"),
+                ("host z3", "bound by the host, ZeRO-3"),
+                ("adapters", "bound by the host, adapters"),
+                ("offload", "CPU offload"),
+            )
+        ),
         of("published, same kind of work", lambda c: c.row.get("group") in SAME_KIND),
         of("  held out", lambda c: c.row.get("group") in SAME_KIND and not is_fitted(c)),
         of(
@@ -99,6 +137,25 @@ def groups(rows: Sequence[Scored]) -> list[Group]:
     return out
 
 
+def repeated(rows: Sequence[Scored]) -> str:
+    """How near a measurement is to those of the same recipe on other machines, beside the estimate's error on the same rows."""
+    same: dict[str, list[Scored]] = defaultdict(list)
+    for row in rows:
+        if row.case.without_network:
+            recipe = replace(row.case.recipe, allocator="native", packing=False)
+            same[repr((row.case.model.config, recipe, row.case.cluster.num_gpus))].append(row)
+    sets = [found for found in same.values() if len(found) > 1]
+    own, ours = [], []
+    for found in sets:
+        middle = statistics.geometric_mean([row.case.measured_s for row in found])
+        own += [abs(middle / row.case.measured_s - 1) for row in found]
+        ours += [abs(row.error) for row in found]
+    return (
+        f"{len(own)} runs of {len(sets)} recipes were repeated on several machines: they are {statistics.mean(own):.1%} (mean) from "
+        f"their own mean, the estimates {statistics.mean(ours):.1%} from them."
+    )
+
+
 HEAD = ("step time, error of the estimate", "rows", "median", "mean", "p90", "worst", "bias")
 
 
@@ -107,7 +164,11 @@ def report(rows: Sequence[Scored]) -> list[str]:
     return [
         *header("Step time", "python -m benchmarks.steptime.run", [f"llmcheck {__version__}"]),
         "Error: estimate / measured - 1; median, mean, p90 and worst are of its size. Ground truth: our own runs on an H100",
-        "(`benchmarks/accuracy/data`); published: `benchmarks/steptime/data`. Fitted rows decided the constants, held out ones did not.",
+        "(`benchmarks/accuracy/data`); trainer, drawn and published: `benchmarks/steptime/data`. Fitted rows decided the constants,",
+        "held out ones did not. Rank 0 alone; a row's host is taken as fast as it was measured to be with one operator, else as the",
+        "reference.",
+        "",
+        repeated(rows),
         "",
         "## Summary",
         "",

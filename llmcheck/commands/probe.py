@@ -13,6 +13,7 @@ from typing import Any
 from llmcheck import planfile
 from llmcheck.commands.values import choice, whole
 from llmcheck.errors import CouldNotCheckError, UserError
+from llmcheck.planner.plan import Plan
 from llmcheck.types import RankEstimate
 
 NEEDED = ("torch", "transformers", "deepspeed", "llmcheck_trainer")
@@ -141,7 +142,7 @@ def show(plan_file: planfile.PlanFile, measured: Mapping[str, Any], rank: int, f
     if measured["outcome"] == "out-of-memory":
         raise _out_of_memory(plan_file, measured)
     estimate, notes, same_gpu = _estimate(plan_file, measured, rank)
-    step_s = plan.time.step_s - plan.time.communication_exposed_s if same_gpu and not plan_file.edited else None
+    step_s = _alone_s(plan) if same_gpu and not plan_file.edited else None
     if step_s is not None and measured["steps"] <= DEFAULT_STEPS - 2:
         step_s = None
         notes.append(f"no step was timed: the first {DEFAULT_STEPS - 2} wait for the memory readings (--steps {DEFAULT_STEPS})")
@@ -155,6 +156,17 @@ def show(plan_file: planfile.PlanFile, measured: Mapping[str, Any], rank: int, f
         title = f"{plan.model.name}, {plan.recipe.method}, ZeRO-{plan.recipe.zero_stage}: rank {rank} of {plan.cluster.num_gpus}"
         emit(render.text(found, f"{title}, alone on {measured['device']}", notes, Pen(terminal(sys.stdout))))
     return 0 if found.within else 1
+
+
+def _alone_s(plan: Plan) -> float:
+    """Seconds of a step of a rank by itself: no communication, and with offload the host's memory for itself."""
+    step_s = plan.time.step_s - plan.time.communication_exposed_s
+    if plan.time.offload_s == 0:
+        return step_s
+    from llmcheck.steptime.model import estimate
+
+    shared, alone = (estimate(plan.model, plan.recipe, plan.cluster, alone=alone) for alone in (False, True))
+    return step_s - (shared.offload_s - alone.offload_s)
 
 
 def _estimate(plan_file: planfile.PlanFile, measured: Mapping[str, Any], rank: int) -> tuple[RankEstimate, list[str], bool]:

@@ -1,6 +1,7 @@
 """How fast the CPU hands out work and how fast the GPU does it, as far as the order of frees needs it.
 
-The rates are those of the time model (``data/steptime.toml``, fitted to step times); nothing here was fitted to memory.
+The GPU's rates are those of the time model, the CPU's a table of their own (``data/steptime.toml``), both fitted to step times; nothing
+here was fitted to memory.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Pace:
     def of(gpu: GpuSpec, precision: Precision) -> Pace:
         """The pace of `gpu` under the reference host."""
         table = constants()
-        host, share, peak = table["host"], architecture(gpu), peak_flops_per_s(gpu, precision)
+        host, share, peak = table["pace"], architecture(gpu), peak_flops_per_s(gpu, precision)
         return Pace(
             kernel_s=table["kernels"]["kernel_s"],
             byte_s=_TRAFFIC / (max(gpu.memory_bytes_per_s, 1e9) * share["memory"]),

@@ -115,6 +115,7 @@ class Variant(NamedTuple):
         return Variant(recipe.method, recipe.lora, recipe.attention, recipe.loss, fused)
 
 
+_QLORA_CALLS = 4  # Python functions of bitsandbytes in a Linear4bit's forward: matmul_4bit, its autograd function, two dequantisations
 RESIDUAL_ADDS = 2  # per layer: after attention and after the MLP; parallel layers add both to the input too
 
 
@@ -228,6 +229,7 @@ def _linear(work: Work, linear: Linear, batch: Batch, variant: Variant, backward
         # NF4 to 16 bit before each use: 4-bit codes and block scales in, 16-bit weights out; with double quantisation the scales
         # are expanded first (bitsandbytes functional.dequantize_4bit)
         work.add(i * o * (0.5 + 4 / 64 + 2), 3, 2)
+        work.visits += 0 if backward else _QLORA_CALLS
     trained = variant.method == "full"
     if not backward:
         work.mm(r, o, i)
@@ -293,8 +295,12 @@ def _attention(work: Work, layer: Layer, batch: Batch, kind: str, alibi: bool, b
     if kind != "eager":
         # the kernel skips masked tiles: half of the square, or the band of the window
         pairs = s * s / 2 if keys == s else keys * (s - keys / 2)
+        if alibi:  # the trainer's ALiBi is a dense bias that hides the future too, so no tile is skipped
+            pairs *= 2
         flops = 2.0 * b * layer.num_heads * pairs * d * (2.5 if backward else 1.0)
-        io = batch.tokens * e * (2 * layer.num_heads * layer.v_head_dim + layer.q_width + layer.kv_width) * (2 if backward else 1)
+        io = batch.tokens * e * (2 * layer.num_heads * layer.v_head_dim + layer.q_width + layer.kv_width) * (2.0 if backward else 1.0)
+        if alibi:
+            io += float(b * layer.num_heads) * s * s * e  # the bias, read for each sequence
         work.attention.append(FusedAttention(flops, io, max(layer.qk_head_dim, layer.v_head_dim), backward))
         work.kernels += 3 if backward else 1
         work.views += 8 if backward else 6
@@ -319,17 +325,22 @@ def _attention(work: Work, layer: Layer, batch: Batch, kind: str, alibi: bool, b
         work.add(2 * copies + 4 * e * batch.tokens * layer.q_width, 8)
 
 
-def _mlp_elementwise(work: Work, layer: Layer, batch: Batch, backward: bool, fused: bool) -> None:
+def _mlp_elementwise(work: Work, layer: Layer, batch: Batch, backward: bool, fused: bool, fused_gelu: bool) -> None:
     elements, e = float(batch.tokens * layer.act_width), batch.element_bytes
     if layer.gated:
         if fused:  # one kernel for activation and product
             work.add(elements * e * (5 if backward else 3), 1)
         else:
             work.add(elements * e * (9 if backward else 5), 3 if backward else 2)
-    elif layer.activation == "python":
+    elif layer.activation == "python" and not fused_gelu:
         work.add(elements * e * (46 if backward else 21), 20 if backward else 9)
     else:
         work.add(elements * e * (3 if backward else 2), 1)
+
+
+def _trainers_own(variant: Variant, shape: Shape) -> bool:
+    """Whether the bundled trainer replaces the family's attention, and its activation by one kernel (llmcheck_trainer/bloom.py)."""
+    return shape.trainer_sdpa and variant.attention != "eager"
 
 
 def _experts(work: Work, layer: Layer, batch: Batch, backward: bool, trained: bool) -> None:
@@ -355,6 +366,11 @@ def _experts(work: Work, layer: Layer, batch: Batch, backward: bool, trained: bo
     work.visits += 0 if backward else 2
 
 
+def _dropout_bytes(layer: Layer, batch: Batch) -> float:
+    """Input, output and a mask of a byte each, either way."""
+    return float(layer.dropouts * batch.tokens * layer.hidden * (2 * batch.element_bytes + 1))
+
+
 def layer_forward(layer: Layer, batch: Batch, variant: Variant, shape: Shape, *, until_last_saved: bool = False) -> Work:
     """Forward of one layer. `until_last_saved`: the recomputation of checkpointing, which stops before the last projection."""
     work = Work()
@@ -368,9 +384,10 @@ def layer_forward(layer: Layer, batch: Batch, variant: Variant, shape: Shape, *,
         if not (until_last_saved and linear is last):
             _linear(work, linear, batch, variant, False)
     _attention(work, layer, batch, variant.attention if shape.has_sdpa or shape.trainer_sdpa else "eager", shape.alibi, False)
-    _mlp_elementwise(work, layer, batch, False, fused)
+    _mlp_elementwise(work, layer, batch, False, fused, _trainers_own(variant, shape))
     _experts(work, layer, batch, False, variant.method == "full")
     work.add(batch.tokens * layer.hidden * 3 * batch.element_bytes * RESIDUAL_ADDS, RESIDUAL_ADDS, 8)
+    work.add(_dropout_bytes(layer, batch), layer.dropouts)
     work.visits += layer.num_modules
     return work
 
@@ -387,10 +404,11 @@ def layer_backward(layer: Layer, batch: Batch, variant: Variant, shape: Shape, *
     for linear in layer.linears:
         _linear(work, linear, batch, variant, True, input_grad)
     _attention(work, layer, batch, variant.attention if shape.has_sdpa or shape.trainer_sdpa else "eager", shape.alibi, True)
-    _mlp_elementwise(work, layer, batch, True, fused)
+    _mlp_elementwise(work, layer, batch, True, fused, _trainers_own(variant, shape))
     _experts(work, layer, batch, True, trained)
     # gradients that meet: residual branches, and the inputs shared by q, k, v and by gate, up
     joins = RESIDUAL_ADDS + 3
+    work.add(_dropout_bytes(layer, batch), layer.dropouts)
     work.add(batch.tokens * layer.hidden * 3 * batch.element_bytes * joins, joins, 6)
     work.visits += layer.num_modules
     if variant.lora is not None:

@@ -60,6 +60,7 @@ class Phases(NamedTuple):
     communication_step_s: float  # exposed, per step
     optimizer_gpu_s: float
     optimizer_host_s: float
+    optimizer_wait_s: float  # neither hides the other
     offload_micro_s: float
     offload_step_s: float
 
@@ -99,9 +100,16 @@ def _zero_option(recipe: TrainingRecipe, name: str, default: Any) -> Any:
 
 
 def phases(
-    model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, host: HostRates, shape: Shape | None = None
+    model: ModelSpec,
+    recipe: TrainingRecipe,
+    cluster: ClusterSpec,
+    rates: GpuRates,
+    host: HostRates,
+    shape: Shape | None = None,
+    *,
+    alone: bool = False,
 ) -> Phases:
-    """Seconds of each phase of a step. Pure arithmetic."""
+    """Seconds of each phase of a step. Pure arithmetic. `alone`: as :func:`estimate` has it."""
     shape = shape or read_shape(model)
     element = 4 if recipe.precision == "fp32" else 2
     batch = Batch(size=recipe.micro_batch_size, seq_len=recipe.seq_len, element_bytes=element)
@@ -116,16 +124,19 @@ def phases(
     )
     gpu_f = micro.forward_s + unflatten
     gpu_b = micro.backward_s + copies + unflatten
-    host_f = hostside.forward_s(micro.forward, host, stage, gathers)
-    host_b = hostside.backward_s(micro.backward, host, stage, gathers, trained.tensors)
+    ranks, segments = cluster.num_gpus, shape.num_layers if recipe.checkpointing else 0
+    host_f = host.micro_s + hostside.forward_s(micro.forward, host, stage, gathers, ranks)
+    host_b = hostside.backward_s(micro.backward, host, stage, gathers, trained.tensors, ranks, segments)
     if recipe.checkpointing:
         # the last projection's output is not needed again, except where its input is saved by a Python function (ZeRO-3, adapters)
         stops_early = stage < 3 and recipe.method == "full"
         gpu_b += micro.early_s if stops_early else micro.recompute_s
         host_b += hostside.forward_s(micro.early if stops_early else micro.recompute, host, stage, 0.0)
-    comm_micro, comm_step = _communication(recipe, cluster, rates, trained, element, gpu_f + gpu_b, host_f + host_b, gathers)
+    comm_micro, comm_step = 0.0, 0.0
+    if not alone:
+        comm_micro, comm_step = _communication(recipe, cluster, rates, trained, element, gpu_f + gpu_b, host_f + host_b, gathers)
     step_gpu, step_host = _optimizer(recipe, cluster, rates, host, trained)
-    offload_micro, offload_step = _offload(recipe, cluster, rates, trained, element)
+    offload_micro, offload_step = _offload(recipe, cluster, rates, trained, element, alone)
     return Phases(
         forward_gpu_s=gpu_f,
         forward_host_s=host_f,
@@ -135,6 +146,7 @@ def phases(
         communication_step_s=comm_step,
         optimizer_gpu_s=step_gpu,
         optimizer_host_s=step_host,
+        optimizer_wait_s=host.step_s,
         offload_micro_s=offload_micro,
         offload_step_s=offload_step,
     )
@@ -172,7 +184,10 @@ def _optimizer(recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, ho
 def _communication(
     recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, trained: Trained, element: int, gpu: float, cpu: float, gathers: float
 ) -> tuple[float, float]:
-    """Exposed seconds of communication: per micro-step, per step."""
+    """Exposed seconds of communication: per micro-step, per step. `gpu`, `cpu`: seconds of a micro-step without it.
+
+    Collectives run on the GPU, so what the GPU idles while the CPU issues work hides them as well.
+    """
     if cluster.num_gpus < 2:
         return 0.0, 0.0
     stage = recipe.zero_stage
@@ -184,22 +199,43 @@ def _communication(
         # prefetch coalesces the gathers of a layer into a few calls
         gather = collective_s("all-gather", weights, gathers / 3, cluster, rates)
         reduce = collective_s("reduce-scatter", grads, buckets, cluster, rates)
-        total = 2 * gather + reduce
-        busy = max(gpu, cpu)
-        return (max(0.02 * total, total - busy) if overlap else total), 0.0
+        return _exposed(2 * gather + reduce, gpu, cpu, gpu if overlap else 0.0, rates), 0.0
     # DeepSpeed reduces a bucket by all-reduce and keeps its slice (use_multi_rank_bucket_allreduce, the default)
     scatter = not bool(_zero_option(recipe, "use_multi_rank_bucket_allreduce", True)) and bool(_zero_option(recipe, "reduce_scatter", True))
     reduce = collective_s("reduce-scatter" if scatter and stage else "all-reduce", grads, buckets, cluster, rates)
     gather = collective_s("all-gather", grads, max(1, trained.params // _DEFAULT_BUCKET), cluster, rates) if stage else 0.0
     if stage == 2:
-        if overlap:
-            hidden = 0.6 * max(gpu, cpu)  # the backward's share of forward and backward
-            reduce = max(reduce / max(1, buckets), reduce - hidden)
-        return reduce, gather
+        beside = _BACKWARD_SHARE * gpu if overlap else 0.0
+        # the last bucket is reduced when nothing is left to compute
+        return max(reduce / max(1, buckets), _exposed(reduce, gpu, cpu, beside, rates)), gather
     return 0.0, reduce + gather
 
 
-def _offload(recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, trained: Trained, element: int) -> tuple[float, float]:
+_BACKWARD_SHARE = 0.6  # of forward and backward: two products for one, with checkpointing three for one of 1 + 3
+
+
+def _exposed(total: float, gpu: float, cpu: float, beside: float, rates: GpuRates) -> float:
+    """Seconds by which `total` seconds of collectives lengthen `gpu` and `cpu`, where `beside` seconds of the GPU's work run beside them.
+
+    What runs beside a collective has fewer processors: each channel is a block of threads that holds one (NCCL's ``src/enqueue.cc``).
+    """
+    if total <= 0:
+        return 0.0
+    shared = min(total, beside)
+    channels: int = constants()["collectives"]["channels"]
+    taken = shared * min(0.5, channels / rates.num_sms)
+    return max(gpu + total - shared + taken, cpu) - max(gpu, cpu)
+
+
+# Host memory that the step passes through, bytes per parameter of the partition: gradients unscaled in place (read, write), CPU Adam
+# (weight and both moments read and written, gradient read), weights converted (read 4, write 2). DeepSpeed 0.19.8, step() of
+# stage_1_and_2.py and stage3.py.
+_UNSCALE_BYTES, _CPU_ADAM_BYTES, _CONVERT_BYTES = 8, 28, 6
+
+
+def _offload(
+    recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, trained: Trained, element: int, alone: bool
+) -> tuple[float, float]:
     """Seconds of transfers and of the CPU optimizer that the GPU waits for: per micro-step, per step."""
     on_cpu = recipe.optimizer == "cpu-adam" or recipe.offload != "none"
     if not on_cpu:
@@ -208,12 +244,21 @@ def _offload(recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, trai
     own = _partition(trained, recipe, cluster)
     section = _zero_option(recipe, "offload_optimizer", {})
     pinned = bool(section.get("pin_memory", True)) if isinstance(section, Mapping) else True
-    pcie = rates.pcie_bytes_per_s if pinned else rates.pcie_bytes_per_s * table["pageable_factor"]
-    local = cluster.gpus_per_node
-    memory = min(table["cpu_adam_bytes_per_s"], table["node_memory_bytes_per_s"] / local)
-    grad_bytes = 4 if recipe.zero_stage == 3 else element
-    micro = own * grad_bytes / pcie
-    step = own * 30 / memory + own * element / pcie
+    pcie = rates.pcie_bytes_per_s
+    copy = pcie if pinned else pcie * table["pageable_factor"]
+    local = 1 if alone else cluster.gpus_per_node
+    memory = min(table["memory_bytes_per_s"], table["node_memory_bytes_per_s"] / local)
+    # each gradient goes down in fp32 and the backward waits for it; stage 3 first takes it down, and up again, in the training's format
+    micro = own * (4 + (2 * element if recipe.zero_stage == 3 else 0)) / copy
+    step = own * (_UNSCALE_BYTES + _CPU_ADAM_BYTES) / memory
+    if recipe.zero_stage == 3 and recipe.offload != "params":
+        # the weights are on the GPU, so torch converts them into fresh memory, whose pages it touches first, and copies from there
+        fresh = min(table["fresh_bytes_per_s"], table["node_memory_bytes_per_s"] / local)
+        step += own * (_CONVERT_BYTES / fresh + element / (pcie * table["fresh_factor"]))
+    else:
+        step += own * _CONVERT_BYTES / memory
+    if recipe.zero_stage < 3:
+        step += own * element / copy
     if recipe.offload == "params":
         frozen = trained.frozen_params / cluster.num_gpus if recipe.zero_stage == 3 else 0.0
         micro += 2 * (own + frozen) * element / pcie  # each gather starts with the partition's way to the GPU
@@ -232,21 +277,25 @@ def estimate(
     num_samples: int | None = None,
     num_tokens: int | None = None,
     shape: Shape | None = None,
+    alone: bool = False,
 ) -> StepTime:
-    """Seconds of one optimizer step of `recipe` on `cluster`, throughput, MFU, and hours and cost for samples or tokens."""
+    """Seconds of one optimizer step of `recipe` on `cluster`, throughput, MFU, and hours and cost for samples or tokens.
+
+    `alone`: of a rank that runs by itself, as `llmcheck probe` has it: collectives are left out, and no other rank uses the host's memory.
+    """
     rates = rates or GpuRates.from_spec(cluster.gpu, recipe.precision)
     host = host or HostRates.reference()
     shape = shape or read_shape(model)
-    p = phases(model, recipe, cluster, rates, host, shape)
+    p = phases(model, recipe, cluster, rates, host, shape, alone=alone)
     micro = recipe.grad_accum_steps
     forward = max(p.forward_gpu_s, p.forward_host_s)
     backward = max(p.backward_gpu_s, p.backward_host_s)
-    optimizer = max(p.optimizer_gpu_s, p.optimizer_host_s)
+    optimizer = max(p.optimizer_gpu_s, p.optimizer_host_s) + p.optimizer_wait_s
     communication = micro * p.communication_micro_s + p.communication_step_s
     offload = micro * p.offload_micro_s + p.offload_step_s
     step = micro * (forward + backward) + optimizer + communication + offload
     gpu = micro * (p.forward_gpu_s + p.backward_gpu_s) + p.optimizer_gpu_s
-    cpu = micro * (p.forward_host_s + p.backward_host_s) + p.optimizer_host_s
+    cpu = micro * (p.forward_host_s + p.backward_host_s) + p.optimizer_host_s + p.optimizer_wait_s
     tokens = recipe.micro_batch_size * recipe.seq_len * micro * cluster.num_gpus
     tokens_per_s = tokens / step
     mfu = model_flops_per_token(shape, recipe.seq_len, Variant.of(recipe)) * tokens_per_s / cluster.num_gpus / rates.peak_flops_per_s

@@ -79,6 +79,7 @@ class Layer(NamedTuple):
     experts: Experts | None = None
     window: int | None = None  # keys that a query sees at most
     extra_modules: int = 0  # dropouts and the like that Python still calls
+    dropouts: int = 0  # of the residual branches, with a probability above zero: a kernel each
 
     @property
     def q_width(self) -> int:
@@ -344,6 +345,19 @@ def _latent_attention(config: Mapping[str, Any], hidden: int, heads: int) -> tup
     return linears, heads, heads, rope + nope, v_dim, rope
 
 
+# Probabilities of the dropouts after attention and MLP, as configurations name them; what a configuration leaves out is the family's
+# default, 0.1 for GPT-2's and OPT's own classes.
+_RESIDUAL_DROPOUTS = ("resid_pdrop", "hidden_dropout", "hidden_dropout_prob", "residual_dropout", "resid_dropout", "dropout")
+_DEFAULT_DROPOUTS = {"gpt2": 0.1, "gpt_bigcode": 0.1, "opt": 0.1}
+
+
+def _active_dropouts(config: Mapping[str, Any]) -> int:
+    """Dropouts of a layer's two residual branches that change something."""
+    default = _DEFAULT_DROPOUTS.get(str(config.get("model_type")), 0.0)
+    known = [config[name] for name in _RESIDUAL_DROPOUTS if isinstance(config.get(name), (int, float))]
+    return 2 if (known[0] if known else default) > 0 else 0
+
+
 def _rotary_dim(config: Mapping[str, Any], family: str, head_dim: int) -> int:
     if family in _LEARNED_POSITIONS or family in {"bloom", "mpt"} or config.get("alibi"):
         return 0
@@ -489,6 +503,7 @@ def _build(spec: ModelSpec, gated: bool, tied: bool) -> Shape:
             experts=experts if moe else None,
             window=win,
             extra_modules=_DROPOUTS.get(family, 0),
+            dropouts=_active_dropouts(config),
         )
 
     num_dense = _num_dense_layers(config, num_layers, experts is not None)
