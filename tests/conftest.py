@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from llmcheck.planner.plan import Alternative, DataPrep, DataPrepWay, Finding, Lever, Plan
 from llmcheck.types import (
@@ -26,6 +27,8 @@ from llmcheck.types import (
 )
 from llmcheck.units import GIB
 
+settings.register_profile("llmcheck", deadline=None)  # machines that run the tests are shared: time is benchmarks' to measure
+settings.load_profile("llmcheck")
 os.environ["LLMCHECK_CACHE_DIR"] = ""  # tests leave no files behind, and read none
 
 _BREAKDOWN = {"weights": 3 * GIB, "gradients": 2 * GIB, "optimizer": 6 * GIB, "activations": 4 * GIB, "logits": 5 * GIB}
