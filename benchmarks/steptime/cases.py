@@ -19,6 +19,8 @@ from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, Offload, Optimizer,
 
 DATA = Path(__file__).parent / "data"
 H100 = "H100"
+DRAWN = Path(__file__).parents[1] / "holdout" / "data" / "measured-h100-2026-11.jsonl"
+DRAWN_OP_S = 15.2e-6  # an operator on that machine's CPU, `llmcheck probe --calibrate`
 OPTIMIZERS: dict[str, Optimizer] = {"fused": "fused-adam", "torch": "adamw", "offload": "cpu-adam"}
 
 
@@ -104,10 +106,12 @@ def training() -> Iterator[Case]:
 
 def drawn() -> Iterator[Case]:
     """Runs drawn at random (benchmarks/holdout) that had the GPU for themselves: transformers and DeepSpeed without the trainer."""
-    for line in (DATA / "drawn.jsonl").read_text().splitlines():
+    for line in DRAWN.read_text().splitlines():
         row = json.loads(line)
+        if not row["alone"]:
+            continue
         found = accuracy.to_row(row, "holdout")
-        yield Case(row["id"], found.model, found.recipe, found.cluster, row["step_s"], True, {"op_s": row["op_s"], "file": "drawn"})
+        yield Case(row["id"], found.model, found.recipe, found.cluster, row["step_s"], True, {"op_s": DRAWN_OP_S, "file": "drawn"})
 
 
 def phases() -> Iterator[tuple[Case, dict[str, Any]]]:

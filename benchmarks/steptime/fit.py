@@ -2,7 +2,7 @@
 
 The GPU's part is not fitted here: its kernels were measured one by one (phases.jsonl), and the estimate of them is within 8 %.
 What the CPU takes is fitted to the issue times of phases.jsonl (forward, backward and step apart) and to the step times of peaks.jsonl
-without its offload rows and of sources "b" to "d" of trainer.jsonl. Held out: boundary.jsonl, offload, source "a", and drawn.jsonl.
+without its offload rows and of sources "b" to "d" of trainer.jsonl. Held out: boundary.jsonl, offload, source "a", and the drawn runs.
 The A100's matrix efficiency is fitted to the MPT-1B and MPT-7B rows of llm-foundry up to 4096 tokens (all other published rows are held
 out), with its memory efficiency given at 0.80.
 The loss is the mean absolute log error plus a weak pull towards the starting values, minimised by coordinate descent.

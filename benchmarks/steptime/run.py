@@ -112,7 +112,7 @@ def groups(rows: Sequence[Scored]) -> list[Group]:
         of("bundled trainer, trainer.jsonl", lambda c: c.row.get("file") == "trainer"),
         of("  held out (machine a, offload)", lambda c: c.row.get("file") == "trainer" and not is_fitted(c)),
         of("training runs of benchmarks/trainer (held out)", lambda c: c.row.get("file") == "training"),
-        of("drawn at random, drawn.jsonl (held out)", lambda c: c.row.get("file") == "drawn"),
+        of("drawn at random, benchmarks/holdout (held out)", lambda c: c.row.get("file") == "drawn"),
         of("all of ours but the drawn ones", lambda c: c.without_network and c.row["file"] != "drawn"),
         *(
             of(f"  {title}", lambda c, kind=kind: kind_of(c, bound_by_host) == kind)
@@ -164,7 +164,7 @@ def report(rows: Sequence[Scored]) -> list[str]:
     return [
         *header("Step time", "python -m benchmarks.steptime.run", [f"llmcheck {__version__}"]),
         "Error: estimate / measured - 1; median, mean, p90 and worst are of its size. Ground truth: our own runs on an H100",
-        "(`benchmarks/accuracy/data`); trainer, drawn and published: `benchmarks/steptime/data`. Fitted rows decided the constants,",
+        "(`benchmarks/accuracy/data`); the others: `benchmarks/steptime/data`. Fitted rows decided the constants,",
         "held out ones did not. Rank 0 alone; a row's host is taken as fast as it was measured to be with one operator, else as the",
         "reference.",
         "",
