@@ -1,7 +1,8 @@
 """Run a launcher (deepspeed, torchrun) so that a request to stop reaches the ranks: ``python -m llmcheck_trainer.launcher deepspeed ...``.
 
 DeepSpeed's launcher ends at SIGTERM and leaves its ranks running; torchrun gives them 30 seconds to save, then kills them. Here the ranks
-of this machine are asked themselves, take the time that saving takes, and the launcher ends as after any run.
+of this machine are asked themselves, take the time that saving takes, and the launcher ends as after any run. An error that a rank ended
+with is said once more, below what the launcher has to say of it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,31 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from types import FrameType
+
+from llmcheck_trainer import last_words
 
 RANK_MODULE = b"llmcheck_trainer.train"
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command in `argv`; its exit code, 128 + N where signal N ended it."""
+    """Run the command in `argv`; the exit code of the rank that failed, else its own, 128 + N where signal N ended it."""
     command = list(sys.argv[1:] if argv is None else argv)
+    with tempfile.TemporaryDirectory(prefix="llmcheck-run-") as folder:
+        code = _run(command, {**os.environ, last_words.VARIABLE: folder})
+        said = last_words.first(folder) if code else None
+    if said is None:
+        return code
+    sys.stderr.write("\nthe run ended with\n" + said.text)
+    return said.exit_code
+
+
+def _run(command: Sequence[str], env: dict[str, str]) -> int:
     # A session of its own: Ctrl-C in a terminal comes to this process only, which then asks the ranks.
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, env=env, start_new_session=True)
     requests = Requests(process)
     for number in REQUESTS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish is kept

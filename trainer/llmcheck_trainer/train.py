@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from llmcheck import planfile
 from llmcheck.errors import UserError
+from llmcheck_trainer import last_words
 from llmcheck_trainer import settings as command_line
 
 
@@ -46,6 +47,7 @@ def complain(error: UserError) -> None:
     text = "".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) + "\n" for line in lines)
     sys.stderr.write(text)  # in one piece, so that ranks do not interleave
     sys.stderr.flush()
+    last_words.keep(error.exit_code, text)
 
 
 if __name__ == "__main__":

@@ -97,3 +97,23 @@ def test_the_exit_code_is_the_commands(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "llmcheck_trainer.launcher", sys.executable, "-c", "raise SystemExit(7)"]
 
     assert subprocess.run(argv, env=env, check=False).returncode == 7
+
+
+# Two ranks that fail one after the other with an error of their own, then a launcher that says much and ends with 1.
+FAILING = """
+import subprocess, sys
+rank = "import sys; from llmcheck_trainer import last_words; last_words.keep(int(sys.argv[1]), sys.argv[2])"
+subprocess.run([sys.executable, "-c", rank, "2", "error[data-length] (rank 1): a row is too long\\n"])
+subprocess.run([sys.executable, "-c", rank, "1", "error[rank-lost] (rank 0): another rank is gone\\n"])
+print("Traceback (most recent call last):\\n" + "noise\\n" * 40, file=sys.stderr)
+sys.exit(1)
+"""
+
+
+def test_the_first_error_of_a_rank_is_said_last_and_its_exit_code_is_the_runs() -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "trainer")))}
+    argv = [sys.executable, "-m", "llmcheck_trainer.launcher", sys.executable, "-c", FAILING]
+    ended = subprocess.run(argv, env=env, check=False, capture_output=True, text=True)
+
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("noise\n\n\nthe run ended with\nerror[data-length] (rank 1): a row is too long\n")
