@@ -93,14 +93,18 @@ class Searcher:
             ratio = sum(known) / len(known) if known else 1.0
         return candidate.guess_bytes * ratio * (1 + self.evaluator.error_fraction) <= self.evaluator.cluster.gpu.memory_bytes
 
-    def best(self, candidates: list[Candidate], budget: float) -> Checked | None:
-        """The fastest candidate that fits (tight ones only if none does), or None when none was found within `budget`."""
+    def best(self, candidates: list[Candidate], budget: float, *, tight_will_do: bool = False) -> Checked | None:
+        """The fastest candidate that fits (tight ones only if none does), or None when none was found within `budget`.
+
+        `tight_will_do`: once one is tight, only faster ones are looked for.
+        """
         limit = self.spent + budget
         best: tuple[Candidate, Checked] | None = None
         tight: tuple[Candidate, Checked] | None = None
         seen: set[int] = set()
         while self.spent < limit:
-            floor = best[0].score * 1.005 if best else 0.0
+            enough = best or (tight if tight_will_do else None)
+            floor = enough[0].score * 1.005 if enough else 0.0
             pool = [c for c in candidates if id(c) not in seen and c.score > floor and self.plausible(c)]
             if not pool and best is None and tight is None:
                 # nothing looks as if it fits: try what comes nearest
