@@ -10,7 +10,7 @@ from llmcheck.units import gib
 
 # Full fine-tuning is kept although it needs offload, unless adapters are this many times as fast: then it is not worth the wait.
 SANE_SLOWDOWN = 4.0
-# Simulations in units of a 7B model under ZeRO-2 with checkpointing; see `candidates.cost`.
+# Simulations in the units of `candidates.cost`.
 SEARCH_BUDGET = 5.0
 
 
