@@ -10,7 +10,7 @@ from llmcheck.units import gib
 
 # Full fine-tuning is kept although it needs offload, unless adapters are this many times as fast: then it is not worth the wait.
 SANE_SLOWDOWN = 4.0
-# Simulations in units of a 7B model under ZeRO-2 with checkpointing; see `candidates.cost`.
+# Simulations in the units of `candidates.cost`.
 SEARCH_BUDGET = 5.0
 
 
@@ -24,7 +24,8 @@ def choose(searcher: Searcher) -> tuple[Checked, list[str]]:
     for method in searcher.space.methods:
         per_method[method] = searcher.candidates(method)
         before = searcher.spent
-        checked = _best(searcher, per_method[method], budget)
+        # an offloaded recipe that nobody can take yet is only mentioned where another method needs no offload
+        checked = _best(searcher, per_method[method], budget, tight_will_do=method != searcher.space.methods[-1])
         budget = max(2.0, budget - (searcher.spent - before))
         if checked is None:
             if automatic and any(True for _ in searcher.space.recipes(method)):
@@ -35,6 +36,10 @@ def choose(searcher: Searcher) -> tuple[Checked, list[str]]:
             break  # the first method that fits is the one with the best quality
     if not found:
         return _nearest(searcher, per_method), reasons
+    if all(c.recipe.offload != "none" for c in found.values()):
+        for method, checked in found.items():
+            if checked.verdict == "tight":
+                found[method] = _best(searcher, per_method[method], SEARCH_BUDGET) or checked
     methods = list(found)
     chosen = found[methods[0]]
     plain = min(found.values(), key=lambda c: c.host.host_bytes_per_node)
@@ -53,8 +58,11 @@ def choose(searcher: Searcher) -> tuple[Checked, list[str]]:
     return chosen, reasons
 
 
-def _best(searcher: Searcher, candidates: list[Candidate], budget: float) -> Checked | None:
-    """The fastest that fits. Where the host's memory is not known, what needs none of it goes first."""
+def _best(searcher: Searcher, candidates: list[Candidate], budget: float, *, tight_will_do: bool = False) -> Checked | None:
+    """The fastest that fits. Where the host's memory is not known, what needs none of it goes first.
+
+    `tight_will_do`: of what needs some, one that is tight is enough.
+    """
     if searcher.evaluator.cluster.host_memory_bytes is not None:
         return searcher.best(candidates, budget)
     before = searcher.spent
@@ -62,7 +70,8 @@ def _best(searcher: Searcher, candidates: list[Candidate], budget: float) -> Che
     checked = searcher.best(plain, budget) if plain else None
     if checked is not None or len(plain) == len(candidates):
         return checked
-    return searcher.best([c for c in candidates if c.recipe.offload != "none"], max(1.0, budget - (searcher.spent - before)))
+    offloaded = [c for c in candidates if c.recipe.offload != "none"]
+    return searcher.best(offloaded, max(1.0, budget - (searcher.spent - before)), tight_will_do=tight_will_do)
 
 
 def _nearest_words(searcher: Searcher, method: Method) -> str:

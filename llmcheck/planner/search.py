@@ -15,7 +15,8 @@ from llmcheck.planner.levers import levers
 from llmcheck.planner.plan import Alternative, Finding, Plan, PlanRequest
 from llmcheck.planner.space import Space, space_of
 
-# Simulations in units of a 7B model under ZeRO-2 with checkpointing (about 0.2 CPU s): a whole search stays within 2 s of CPU.
+# Simulations in the units of `candidates.cost`. They bound how many are begun, not the time: one of 80 layers under ZeRO-3 takes 0.2 CPU s
+# or, with adapters, 0.5, and one is begun as long as anything is left.
 TOTAL_BUDGET = 6.0
 ALTERNATIVES_BUDGET = 2.0
 FAILING_LEVERS_BUDGET = 4.0  # nothing fits: what would make it fit is the answer
