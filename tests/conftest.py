@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -27,6 +28,10 @@ from llmcheck.types import (
 )
 from llmcheck.units import GIB
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background: programs under test would inherit that they ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup, whose wish the tests themselves keep
+    signal.signal(signal.SIGHUP, lambda *_: None)
 settings.register_profile("llmcheck", deadline=None)  # machines that run the tests are shared: time is benchmarks' to measure
 settings.load_profile("llmcheck")
 os.environ["LLMCHECK_CACHE_DIR"] = ""  # tests leave no files behind, and read none

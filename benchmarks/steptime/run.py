@@ -150,6 +150,8 @@ def repeated(rows: Sequence[Scored]) -> str:
         middle = statistics.geometric_mean([row.case.measured_s for row in found])
         own += [abs(middle / row.case.measured_s - 1) for row in found]
         ours += [abs(row.error) for row in found]
+    if not own:
+        return "No run was repeated."
     return (
         f"{len(own)} runs of {len(sets)} recipes were repeated on several machines: they are {statistics.mean(own):.1%} (mean) from "
         f"their own mean, the estimates {statistics.mean(ours):.1%} from them."

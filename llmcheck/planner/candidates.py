@@ -39,6 +39,7 @@ class Searcher:
         self.spent = 0.0
         self._ratios: dict[tuple[object, ...], float] = {}
         self._too_large: dict[tuple[object, ...], int] = {}
+        self._restless: dict[tuple[object, ...], int] = {}  # smallest micro-batch whose allocator has to give memory back
         self._candidates: dict[Method, list[Candidate]] = {}
 
     # --- candidates ---------------------------------------------------------------------------------------------------------
@@ -78,14 +79,18 @@ class Searcher:
         if self.evaluator.num_simulations > before:
             self.spent += cost(candidate.recipe, self.evaluator.shape)
         self._ratios[candidate.group] = max(checked.worst.required_bytes, 1) / candidate.guess_bytes
+        micro = candidate.recipe.micro_batch_size
+        if checked.verdict == "tight" and not checked.worst.is_calm:
+            sharding = _sharding(candidate.recipe)
+            self._restless[sharding] = min(micro, self._restless.get(sharding, micro))
         if checked.verdict == "does-not-fit":
-            micro = candidate.recipe.micro_batch_size
             self._too_large[candidate.group] = min(micro, self._too_large.get(candidate.group, micro))
         return checked
 
     def plausible(self, candidate: Candidate) -> bool:
         """Whether the candidate may fit, by what its group or all groups have shown so far."""
-        if candidate.recipe.micro_batch_size >= self._too_large.get(candidate.group, 1 << 62):
+        micro = candidate.recipe.micro_batch_size
+        if micro >= min(self._too_large.get(candidate.group, 1 << 62), self._restless.get(_sharding(candidate.recipe), 1 << 62)):
             return False
         ratio = self._ratios.get(candidate.group)
         if ratio is None:
@@ -106,6 +111,8 @@ class Searcher:
             enough = best or (tight if tight_will_do else None)
             floor = enough[0].score * 1.005 if enough else 0.0
             pool = [c for c in candidates if id(c) not in seen and c.score > floor and self.plausible(c)]
+            if best is None and tight is not None:  # its like with a smaller batch is the nearest that may fit
+                pool = [c for c in pool if c.group == tight[0].group] or pool
             if not pool and best is None and tight is None:
                 # nothing looks as if it fits: try what comes nearest
                 rest = [c for c in candidates if id(c) not in seen and c.recipe.micro_batch_size < self._too_large.get(c.group, 1 << 62)]
@@ -138,6 +145,11 @@ def cost(recipe: TrainingRecipe, shape: Shape) -> float:
     """
     units = (1.0 if recipe.checkpointing else 0.6) * (1.5 if recipe.zero_stage == 3 else 1.0)
     return units * (1.0 if recipe.method == "full" else 1.7) * min(recipe.grad_accum_steps, 3) * shape.num_layers / 32
+
+
+def _sharding(recipe: TrainingRecipe) -> tuple[object, ...]:
+    """What decides how far the CPU gets ahead of the GPU, and so whether what is freed late fills the memory."""
+    return recipe.method, recipe.zero_stage, recipe.offload
 
 
 def _discount(recipe: TrainingRecipe) -> float:

@@ -11,7 +11,7 @@ from llmcheck.units import gib
 # Full fine-tuning is kept although it needs offload, unless adapters are this many times as fast: then it is not worth the wait.
 SANE_SLOWDOWN = 4.0
 # Simulations in the units of `candidates.cost`.
-SEARCH_BUDGET = 5.0
+SEARCH_BUDGET = 9.5
 
 
 def choose(searcher: Searcher) -> tuple[Checked, list[str]]:

@@ -17,7 +17,7 @@ from llmcheck.planner.space import Space, space_of
 
 # Simulations in the units of `candidates.cost`. They bound how many are begun, not the time: one of 80 layers under ZeRO-3 takes 0.2 CPU s
 # or, with adapters, 0.5, and one is begun as long as anything is left.
-TOTAL_BUDGET = 6.0
+TOTAL_BUDGET = 10.5
 ALTERNATIVES_BUDGET = 2.0
 FAILING_LEVERS_BUDGET = 4.0  # nothing fits: what would make it fit is the answer
 
