@@ -10,7 +10,7 @@ from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
 from llmcheck.shadow.optim import OptimizerState
-from llmcheck.shadow.script import Scripts
+from llmcheck.shadow.playing import Scripts
 from llmcheck.shadow.steady import Start, repeat, repeat_first, start_of_step
 from llmcheck.shadow.tensor import Packed, Tape, Tensor, backward, cur
 from llmcheck.shadow.zero import stage0

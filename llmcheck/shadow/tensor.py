@@ -110,7 +110,7 @@ class Context:
         self.kernels = kernels
         self.liger = False  # Liger's norms, rotary embedding and gated products instead of the eager ones
         self.packed: Packed | None = None  # the micro-batch's rows within its sequences
-        self.scripts: Any = None  # the layers' scripts (see `shadow.script`); without them every layer is executed
+        self.scripts: Any = None  # the layers' scripts (`shadow.playing`); without them every layer is executed
 
 
 class Packed(NamedTuple):

@@ -26,7 +26,7 @@ from llmcheck.catalog.config import spec_of_config
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.dsconfig import ZeroSettings, complete
 from llmcheck.shadow import execute as execution
-from llmcheck.shadow import families, run, script
+from llmcheck.shadow import families, playing, run
 from llmcheck.shadow.allocator import segment_size
 from llmcheck.shadow.attention import PACKED_FAMILIES
 from llmcheck.shadow.execute import execute
@@ -231,7 +231,7 @@ def deeper_model(name: str, num_layers: int) -> ModelSpec:
     """The small model with more layers, where its configuration does not list them one by one."""
     raw = SMALL[name]
     config = dict(raw["config"])
-    if "layer_types" not in config:
+    if not {"layer_types", "attention_types", "attention_layers"} & set(config):
         config.update({key: num_layers for key in DEPTHS if key in config})
     return spec_of_config({"model_type": raw["family"], **config}, name=name, source="tests", where=name)
 
@@ -271,7 +271,7 @@ def test_a_layer_that_is_played_from_its_script_is_what_executing_it_gives(
     model, rank = deeper_model(name, num_layers), num_gpus - 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "WORTHWHILE", 1)
+        patch.setattr(playing, "WORTHWHILE", 1)
         played = executed(model, recipe, num_gpus, rank)
         patch.setattr(execution, "Scripts", lambda _: None)
         plain = executed(model, recipe, num_gpus, rank)
@@ -285,7 +285,7 @@ def test_every_layer_of_a_kind_is_played() -> None:
     """The law above would hold, too, if nothing were played."""
     played: list[str] = []
 
-    class Counted(script.Scripts):
+    class Counted(playing.Scripts):
         def call(self, layer: Any, x: Any, bound: Any) -> Any:
             out = super().call(layer, x, bound)
             result = out[0] if isinstance(out, tuple) else out
