@@ -10,8 +10,8 @@ from llmcheck.console import Terminal, escape
 
 # 256-colour numbers that can be told apart on dark and on light backgrounds, and by people who do not see red and green apart.
 PALETTE = (33, 208, 99, 35, 178, 44, 168, 142, 67, 130)
-_PATTERNS = "█▓▒░▞▤▦▥▧▩"  # without colour: neighbours must differ in density
-_ASCII_PATTERNS = "#=+*%o&@:~"
+_PATTERNS = "█▓▒░▞▤▦▥▧▩▨"  # without colour: neighbours must differ in density
+_ASCII_PATTERNS = "#=+*%o&@:~x"
 _LEAST_LAST_COLUMN = 12  # columns of a table's last column that are left when it is cut
 _MAX_FOLDS = 3  # lines of a table's row
 _FIRST_COLUMN_SHARE = 0.55  # of the room of both free-text columns of a table
