@@ -32,6 +32,7 @@ OFF = ("--checkpointing", "off")
 FULL = ("--method", "full", *OFF)
 LORA = ("--method", "lora", "--lora-rank", "16", "--lora-targets", "all-linear", "--lora-dropout", "0", *OFF)
 LIGER, CHUNKED = ("--loss", "liger"), ("--loss", "chunked")
+ADAM8 = ("--optimizer", "adam-8bit")
 STOCK = ("--attention", "eager", "--loss", "hf")
 TRL_BEST: dict[str, object] = {"gradient_checkpointing": False, "use_liger_kernel": True}
 ADAPTERS = {"r": 16, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.0}
@@ -73,6 +74,8 @@ CASES = (
     _case("trl-llama1b-fp32", "llama1b", _L1, plan=FULL, trainer="trl", trl={**TRL_BEST, "weights": "fp32"}),
     _case("lora8b-chunked", "lora8b", _L8, plan=LORA + CHUNKED, grad_accum=2),
     _case("llama1b-zero0", "llama1b", _L1, plan=(*FULL, *LIGER, "--zero", "0")),
+    _case("llama1b-adam8", "llama1b", _L1, plan=FULL + LIGER + ADAM8),
+    _case("llama1b-adam8-checkpointing", "llama1b", _L1, plan=("--method", "full", "--checkpointing", "on", *LIGER, *ADAM8)),
     _case("llama1b-checkpointing", "llama1b", _L1, plan=("--method", "full", "--checkpointing", "on", *LIGER)),
     _case("qwen1.5b-chunked", "qwen1.5b", _Q15, plan=FULL + CHUNKED),
 )
