@@ -83,7 +83,7 @@ def groundtruth() -> Iterator[Case]:
 
 
 def trainer() -> Iterator[Case]:
-    """Steps of the bundled trainer on rented H100 machines: rank 0 of N on one GPU, no communication. `op_s`: the host's, where measured."""
+    """Steps of the bundled trainer on rented H100s: rank 0 of N on one GPU, no communication. `op_s`: the host's, where measured."""
     for line in (DATA / "trainer.jsonl").read_text().splitlines():
         row = json.loads(line)
         case = probe.case_of({key: value for key, value in row.items() if key not in ("source", "op_s", "step_s")})
