@@ -157,6 +157,16 @@ class RankEstimate:
     runs_at_high: bool = True  # whether it also runs where `peak_reserved_high_bytes` belongs
 
     @property
+    def least_bytes(self) -> int:
+        """What the tensors and the process take at the least: below it nothing runs."""
+        beside = self.process_bytes - self.peak_reserved_bytes
+        return max(self.peak_allocated_bytes, self.init_peak_allocated_bytes) + beside
+
+    def runs_in(self, memory_bytes: int) -> bool:
+        """Whether it runs on a GPU of `memory_bytes`."""
+        return self.required_bytes <= memory_bytes
+
+    @property
     def is_calm(self) -> bool:
         """Whether it likely runs without flushes, and runs however far the CPU gets ahead of the GPU."""
         return self.out_of_memory is None and self.num_alloc_retries == 0 and self.runs_at_high

@@ -78,7 +78,7 @@ class Searcher:
         checked = self.evaluator.check(finish(candidate.recipe, self.request, self.evaluator.cluster.num_gpus))
         if self.evaluator.num_simulations > before:
             self.spent += cost(candidate.recipe, self.evaluator.shape)
-        self._ratios[candidate.group] = max(checked.worst.required_bytes, 1) / candidate.guess_bytes
+        self._ratios[candidate.group] = max(checked.worst.least_bytes, 1) / candidate.guess_bytes
         micro = candidate.recipe.micro_batch_size
         if checked.verdict == "tight" and not checked.worst.is_calm:
             sharding = _sharding(candidate.recipe)

@@ -50,6 +50,13 @@ class Outlook(Protocol):
         """Smallest GPU (torch's total_memory) that runs it."""
 
     @property
+    def least_bytes(self) -> int:
+        """Below it nothing runs."""
+
+    def runs_in(self, memory_bytes: int) -> bool:
+        """Whether it runs on a GPU of that size; less work than `required_bytes`."""
+
+    @property
     def peak_allocated_bytes(self) -> int:
         """Over the training steps."""
 
@@ -245,9 +252,11 @@ class Evaluator:
         if node is not None and max(host.host_bytes_per_node, host.load_peak_bytes_per_node) > node:
             need = max(host.host_bytes_per_node, host.load_peak_bytes_per_node)
             return "does-not-fit", f"needs {gib(need)} of host memory per node, which has {gib(node)}"
+        nccl = worst.nccl_bytes
+        if worst.runs_in(int((memory - nccl) / (1 + self.error_fraction))):
+            return ("fits" if worst.is_calm and worst.process_bytes <= memory else "tight"), ""
         if worst.required_bytes > memory:
             return "does-not-fit", f"needs {gib(worst.required_bytes)} per GPU, {gib(worst.required_bytes - memory)} more than there is"
-        nccl = worst.nccl_bytes
         margin = memory - worst.required_bytes - nccl  # what the allocator caches beyond the required size, it gives back
         if margin < 0:
             return "tight", f"NCCL's memory, about {gib(nccl)}, does not fit beside the {gib(worst.required_bytes)} of the run"

@@ -59,7 +59,8 @@ def levers(evaluator: Evaluator, request: PlanRequest, chosen: Checked, *, budge
                 verdict=checked.verdict,
             )
         )
-    if failing:
+    # What is tight since the allocator has to give memory back would fill a larger GPU, too: smaller batches are its lever.
+    if failing and (chosen.verdict == "does-not-fit" or chosen.worst.is_calm):
         found += _bigger_gpu(evaluator, chosen)
     order = {"fits": 0, "tight": 1, "does-not-fit": 2}
     return tuple(sorted(found, key=lambda lv: (order[lv.verdict], -lv.speed_ratio, lv.delta_bytes))[:MAX_LEVERS])
@@ -186,7 +187,7 @@ def _bigger_gpu(evaluator: Evaluator, chosen: Checked) -> list[Lever]:
     checked = Evaluator(evaluator.model, replace(evaluator.cluster, gpu=gpu), tools=evaluator.tools).check(chosen.recipe)
     if checked.verdict == "does-not-fit":  # the host's memory lacks too
         return []
-    delta = checked.worst.required_bytes - chosen.worst.required_bytes
+    delta = checked.worst.least_bytes - chosen.worst.least_bytes  # the other GPU's context and kernels: fragmentation is the same
     speed = checked.time.tokens_per_s / chosen.time.tokens_per_s
     title = f"a GPU of {gib(gpu.memory_bytes)}: {gpu.title}"
     return [Lever(title=title, flags=("--gpu", gpu.name), delta_bytes=delta, speed_ratio=speed, quality="none", verdict=checked.verdict)]

@@ -105,6 +105,20 @@ class Rank:
         return _required_bytes(self._key, self._shown, self._overhead_bytes)
 
     @property
+    def least_bytes(self) -> int:
+        """What the tensors and the process take at the least: below it nothing runs."""
+        return max(self._shown.peak_allocated_bytes(True), self._shown.peak_allocated_bytes(False)) + self._overhead_bytes
+
+    def runs_in(self, memory_bytes: int) -> bool:
+        """Whether it runs on a GPU of `memory_bytes`, which may be less than there is: `required_bytes` for one size, and for less work."""
+        cap_bytes = memory_bytes - self._overhead_bytes
+        if self.out_of_memory is not None or cap_bytes <= 0:
+            return False
+        if self._actual.num_retries == 0 and self._actual.peak_reserved_bytes <= cap_bytes:
+            return True  # it never came near that cap
+        return self._replays.under(cap_bytes).ran
+
+    @property
     def peak_reserved_bytes(self) -> int:
         """Likely, over the whole run."""
         likely = self._likely

@@ -286,3 +286,13 @@ def test_the_rank_that_needs_the_largest_gpu_is_rank_0_or_a_suspect() -> None:
     worst = max(needs[rank] for rank in (0, *run.suspect_ranks(SMOL, recipe, cluster)))
 
     assert max(needs) == worst
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_what_runs_in_less_memory_is_told_without_looking_for_the_least(stage: int) -> None:
+    rank = run.Rank(SMOL, recipe_of(zero_stage=stage), cluster_of(2))
+
+    assert rank.runs_in(rank.required_bytes)
+    assert not rank.runs_in(rank.least_bytes - 1)
+    assert rank.least_bytes <= rank.required_bytes <= rank.process_bytes + 64 * MIB
+    assert rank.estimate().least_bytes == rank.least_bytes
