@@ -19,7 +19,7 @@ from llmcheck.render.phrases import (
     time_phrases,
     verdict_words,
 )
-from llmcheck.render.text import memory_parts
+from llmcheck.render.text import memory_parts, used_bytes
 from llmcheck.units import GIB, human_bytes
 
 _SIGNS = {"fits": "✅", "tight": "⚠️", "does-not-fit": "❌"}
@@ -40,8 +40,8 @@ def render(plan: Plan, *, solve: SolveResult | None = None, next_steps: Sequence
     lines += _findings(plan)
     lines += _table(
         (f"rank {rank.rank}, peak in {rank.peak_phase}", "GiB"),
-        [(part.label, f"{part.size / GIB:.2f}") for part in memory_parts(rank) if part.size > 0]
-        + [("**process with NCCL**", f"**{(rank.process_bytes + rank.nccl_bytes) / GIB:.2f}**")],
+        [(part.label, f"{part.size / GIB:.2f}") for part in memory_parts(rank, plan.cluster.gpu.memory_bytes) if part.size > 0]
+        + [("**process with NCCL**", f"**{used_bytes(rank, plan.cluster.gpu.memory_bytes) / GIB:.2f}**")],
         bold=True,
     )
     lines += [escape(" · ".join(time_phrases(plan))) + "  "]

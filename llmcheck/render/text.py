@@ -156,7 +156,7 @@ def _separated(phrases: Sequence[str], pen: Pen) -> list[str]:
 def _memory(plan: Plan, pen: Pen) -> list[str]:
     rank = categories.deciding_rank(plan.memory)
     limit = plan.cluster.gpu.memory_bytes
-    parts = memory_parts(rank)
+    parts = memory_parts(rank, limit)
     columns = pen.terminal.columns - 2
     left = f"Memory of rank {rank.rank} at its peak ({clean(rank.peak_phase)}), GiB"
     right = f"{clean(plan.cluster.gpu.name)}: {limit / GIB:.2f}"
@@ -168,13 +168,19 @@ def _memory(plan: Plan, pen: Pen) -> list[str]:
     return lines
 
 
-def memory_parts(rank: RankEstimate) -> list[Part]:
-    """What fills the GPU when the run's memory is fullest: tensors by category, the allocator's cache, the process itself."""
+def used_bytes(rank: RankEstimate, limit: int) -> int:
+    """What nvidia-smi shows of the process on a GPU of `limit` bytes. Where NCCL finds no room beside it, the allocator gives cache back."""
+    wanted = rank.process_bytes + rank.nccl_bytes
+    return min(wanted, limit) if rank.required_bytes + rank.nccl_bytes <= limit else wanted
+
+
+def memory_parts(rank: RankEstimate, limit: int) -> list[Part]:
+    """What fills the GPU when the run's memory is fullest: tensors by category, the allocator's cache, the process itself, NCCL."""
     breakdown = categories.folded(rank.breakdown, _SMALL * rank.process_bytes)
     names = categories.ordered(breakdown)
     parts = [Part(categories.words(name), breakdown[name], PALETTE[i % len(PALETTE)]) for i, name in enumerate(names)]
-    held = max(0, rank.peak_reserved_bytes - rank.peak_allocated_bytes)
     process = max(0, rank.process_bytes - rank.peak_reserved_bytes)
+    held = max(0, used_bytes(rank, limit) - rank.nccl_bytes - process - rank.peak_allocated_bytes)
     return [*parts, Part("cached, unused", held, CACHED), Part("CUDA context", process, CONTEXT), Part("NCCL", rank.nccl_bytes, NCCL)]
 
 
@@ -200,7 +206,7 @@ def _peaks(plan: Plan, rank: RankEstimate, pen: Pen) -> list[str]:
     phrases = [
         f"allocated {rank.peak_allocated_bytes / GIB:.2f}",
         _reserved(rank),
-        f"process {rank.process_bytes / GIB:.2f}, in nvidia-smi about {(rank.process_bytes + rank.nccl_bytes) / GIB:.2f} with NCCL",
+        f"process {rank.process_bytes / GIB:.2f}, in nvidia-smi about {used_bytes(rank, plan.cluster.gpu.memory_bytes) / GIB:.2f} with NCCL",
         f"loading {rank.init_peak_allocated_bytes / GIB:.2f}",
     ]
     if plan.memory.worst != plan.memory.rank0:

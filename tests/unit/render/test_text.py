@@ -116,7 +116,17 @@ def test_the_rank_that_decides_is_drawn(synthetic_plan: Plan) -> None:
 
 def test_the_parts_of_the_bar_sum_to_the_process(synthetic_plan: Plan) -> None:
     rank = synthetic_plan.memory.rank0
-    assert sum(part.size for part in memory_parts(rank)) == rank.process_bytes
+    assert sum(part.size for part in memory_parts(rank, 100 * GIB)) == rank.process_bytes + rank.nccl_bytes
+
+
+def test_nccl_takes_its_room_from_the_allocators_cache(synthetic_plan: Plan) -> None:
+    rank = replace(synthetic_plan.memory.rank0, nccl_bytes=GIB)
+    limit = rank.process_bytes + GIB // 2
+    fits = replace(rank, required_bytes=limit - GIB)
+    lacks = replace(rank, required_bytes=limit)
+
+    assert sum(part.size for part in memory_parts(fits, limit)) == limit
+    assert sum(part.size for part in memory_parts(lacks, limit)) == rank.process_bytes + GIB
 
 
 def test_colour_changes_nothing_but_colour(synthetic_plan: Plan) -> None:
