@@ -169,7 +169,7 @@ def _memory(plan: Plan, pen: Pen) -> list[str]:
 
 
 def used_bytes(rank: RankEstimate, limit: int) -> int:
-    """What nvidia-smi shows of the process on a GPU of `limit` bytes. Where NCCL finds no room beside it, the allocator gives cache back."""
+    """What nvidia-smi shows of the process on a GPU of `limit` bytes. Where NCCL finds no room, the allocator gives cache back."""
     wanted = rank.process_bytes + rank.nccl_bytes
     return min(wanted, limit) if rank.required_bytes + rank.nccl_bytes <= limit else wanted
 
@@ -203,10 +203,11 @@ def _legend(parts: Sequence[Part], columns: int, pen: Pen) -> list[str]:
 
 
 def _peaks(plan: Plan, rank: RankEstimate, pen: Pen) -> list[str]:
+    used = used_bytes(rank, plan.cluster.gpu.memory_bytes)
     phrases = [
         f"allocated {rank.peak_allocated_bytes / GIB:.2f}",
         _reserved(rank),
-        f"process {rank.process_bytes / GIB:.2f}, in nvidia-smi about {used_bytes(rank, plan.cluster.gpu.memory_bytes) / GIB:.2f} with NCCL",
+        f"process {rank.process_bytes / GIB:.2f}, in nvidia-smi about {used / GIB:.2f} with NCCL",
         f"loading {rank.init_peak_allocated_bytes / GIB:.2f}",
     ]
     if plan.memory.worst != plan.memory.rank0:
