@@ -14,6 +14,9 @@ from llmcheck.types import Method, TrainingRecipe
 
 # Of recipes that are equally fast within these shares, the plainer one: a preference, not a prediction.
 _DISCOUNTS = {"loss": 0.015, "zero3": 0.02, "doubling": 0.015, "offload": 0.02}
+# Speed, of that of a recipe whose allocator has to give memory back, below which one that need not is no longer looked for: giving it back
+# costs less. Judgement.
+WORTH_CALM = 0.7
 
 
 class Candidate(NamedTuple):
@@ -99,7 +102,7 @@ class Searcher:
         return candidate.guess_bytes * ratio * (1 + self.evaluator.error_fraction) <= self.evaluator.cluster.gpu.memory_bytes
 
     def best(self, candidates: list[Candidate], budget: float, *, tight_will_do: bool = False) -> Checked | None:
-        """The fastest candidate that fits (tight ones only if none does), or None when none was found within `budget`.
+        """The fastest candidate that fits (tight ones only if none does, or none nearly as fast), or None when none was found within `budget`.
 
         `tight_will_do`: once one is tight, only faster ones are looked for.
         """
@@ -112,6 +115,8 @@ class Searcher:
             floor = enough[0].score * 1.005 if enough else 0.0
             pool = [c for c in candidates if id(c) not in seen and c.score > floor and self.plausible(c)]
             if best is None and tight is not None:  # its like with a smaller batch is the nearest that may fit
+                least = 0.0 if tight[1].worst.is_calm else WORTH_CALM * tight[0].score
+                pool = [c for c in pool if c.score > least]
                 pool = [c for c in pool if c.group == tight[0].group] or pool
             if not pool and best is None and tight is None:
                 # nothing looks as if it fits: try what comes nearest
