@@ -102,7 +102,7 @@ class Searcher:
         return candidate.guess_bytes * ratio * (1 + self.evaluator.error_fraction) <= self.evaluator.cluster.gpu.memory_bytes
 
     def best(self, candidates: list[Candidate], budget: float, *, tight_will_do: bool = False) -> Checked | None:
-        """The fastest candidate that fits (tight ones only if none does, or none nearly as fast), or None when none was found within `budget`.
+        """The fastest candidate that fits (a tight one if none does, or none nearly as fast); None: none was found within `budget`.
 
         `tight_will_do`: once one is tight, only faster ones are looked for.
         """
