@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ os.environ.update(PYTORCH_NVML_BASED_CUDA_CHECK="1", TOKENIZERS_PARALLELISM="fal
 import deepspeed  # noqa: F401 - imported once, for all forks
 import torch
 
+from benchmarks.forked import in_fork
 from llmcheck import planfile
 from llmcheck_trainer import rehearsal
 
@@ -29,38 +29,11 @@ KEPT = (
 )  # fmt: skip
 
 
-def child(path: Path, rank: int, out: Path) -> None:
-    """Measure one plan; the result, or what went wrong, into `out`."""
-    try:
-        plan_file = planfile.read(str(path))
-        torch.cuda.memory._set_allocator_settings(plan_file.launch.env["PYTORCH_CUDA_ALLOC_CONF"])
-        found = rehearsal.measure(plan_file, rank=rank)
-    except BaseException as error:
-        found = {"outcome": "error", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-2000:]}
-    out.write_text(json.dumps(found))
-
-
-def measure(path: Path, rank: int, scratch: Path) -> dict[str, Any]:
-    """The result of a case, measured in a fork with its words in a file beside `scratch`."""
-    scratch.unlink(missing_ok=True)
-    began = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        log = os.open(scratch.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        child(path, rank, scratch)
-        os._exit(0)
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.monotonic() - began > LIMIT_S:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-            break
-        time.sleep(0.05)
-    if not scratch.exists():
-        return {"outcome": "error", "error": "it ended without a result"}
-    found: dict[str, Any] = json.loads(scratch.read_text())
-    return found
+def measure(path: Path, rank: int) -> dict[str, Any]:
+    """What the rehearsal of one plan measures."""
+    plan_file = planfile.read(str(path))
+    torch.cuda.memory._set_allocator_settings(plan_file.launch.env["PYTORCH_CUDA_ALLOC_CONF"])
+    return rehearsal.measure(plan_file, rank=rank)
 
 
 def main(argv: list[str]) -> int:
@@ -70,13 +43,14 @@ def main(argv: list[str]) -> int:
     for number, case in enumerate(json.loads((folder / "cases.json").read_text())):
         if wanted and case["id"] not in wanted:
             continue
-        found = measure(folder / f"{number:03}.json", case.get("rank", 0), out.with_suffix(".part"))
-        if found["outcome"] == "measured":
+        found = in_fork(partial(measure, folder / f"{number:03}.json", case.get("rank", 0)), out.with_suffix(".part"), LIMIT_S)
+        outcome = found.get("outcome", "error")
+        if outcome == "measured":
             with out.open("a") as file:
                 file.write(json.dumps({**case, "measured": {key: found[key] for key in KEPT}}) + "\n")
         else:
             failed += 1
-        print(case["id"], found["outcome"], found.get("error", ""), flush=True)
+        print(case["id"], outcome, found.get("error", ""), flush=True)
     return 1 if failed else 0
 
 

@@ -22,7 +22,6 @@ import os
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ import deepspeed  # noqa: F401 - imported once, for all forks
 import torch
 import torch.distributed as dist
 
+from benchmarks.forked import in_fork
 from benchmarks.probe.cases import Case, cases
 from llmcheck_trainer import calibrate, model, rehearsal, varlen
 from llmcheck_trainer.engine import build_engine, set_lr, train_step
@@ -199,30 +199,6 @@ def measure(case: Case) -> dict[str, Any]:
         "num_skipped": getattr(run.engine, "skipped_steps", None),
         **run.kernels(),
     }
-
-
-def in_fork(call: Callable[[], dict[str, Any]], scratch: Path, limit_s: float) -> dict[str, Any]:
-    """The result of `call` in a fork with its words in a file beside `scratch`."""
-    scratch.unlink(missing_ok=True)
-    began = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        log = os.open(scratch.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        try:
-            found = call()
-        except BaseException as error:
-            found = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-2000:]}
-        scratch.write_text(json.dumps(found))
-        os._exit(0)
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.monotonic() - began > limit_s:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-            break
-        time.sleep(0.02)
-    return json.loads(scratch.read_text()) if scratch.exists() else {"error": "it ended without a result"}
 
 
 def main(argv: list[str]) -> int:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmcheck import planfile
+from llmcheck.commands import packages
 from llmcheck.commands.values import choice, whole
 from llmcheck.errors import CouldNotCheckError, UserError
 from llmcheck.planner.plan import Plan
@@ -84,7 +85,8 @@ def measure(module: str, words: Sequence[str]) -> dict[str, Any]:
     import subprocess
     import tempfile
 
-    _check_packages()
+    hint = 'pip install "llmcheck[train]"; `llmcheck plan` needs none of them'
+    packages.require(NEEDED, what="measuring", where="llmcheck probe", hint=hint)
     with tempfile.TemporaryDirectory(prefix="llmcheck-probe-") as folder:
         out, log = os.path.join(folder, "out.json"), os.path.join(folder, "log")
         with open(log, "wb") as file:
@@ -115,20 +117,6 @@ def _last_lines(path: str) -> list[str]:
         file.seek(max(0, os.path.getsize(path) - _LOG_BYTES))
         lines = file.read().decode("utf-8", "replace").splitlines()
     return [line.strip()[:200] for line in lines if line.strip()][-_LOG_LINES:]
-
-
-def _check_packages() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise CouldNotCheckError(
-            "measuring needs packages that are not installed",
-            code="missing-package",
-            where="llmcheck probe",
-            why="no " + ", ".join(missing),
-            hint='pip install "llmcheck[train]"; `llmcheck plan` needs none of them',
-        )
 
 
 def show(plan_file: planfile.PlanFile, measured: Mapping[str, Any], rank: int, form: str) -> int:

@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 
 from llmcheck import lock
 from llmcheck.commands import data as preparing
-from llmcheck.commands import launcher, preflight, train_data
+from llmcheck.commands import launcher, packages, preflight, train_data
 from llmcheck.commands import plan as planning
 from llmcheck.commands.values import choice, number, whole
-from llmcheck.errors import CouldNotCheckError, UserError
+from llmcheck.errors import UserError
 from llmcheck.planfile import Allowed, PlanFile
 from llmcheck.planner.plan import Plan, SolveResult
 from llmcheck.types import TrainSettings
@@ -176,7 +176,7 @@ def _examine(args: argparse.Namespace, path: str, plan_file: PlanFile, sets: lis
 def _make_ready(args: argparse.Namespace, plan_file: PlanFile, sets: list[train_data.Given], allowed: tuple[Allowed, ...]) -> int:
     codes = {*plan_file.allowed_codes(), *(each.code for each in allowed)}
     request = train_data.request(args, plan_file.plan, sets, codes, dry=args.dry_run)
-    if args.dry_run and not any(each.files for each in sets) and _missing(("llmcheck_trainer", "tokenizers", "numpy")):
+    if args.dry_run and not any(each.files for each in sets) and packages.missing(("llmcheck_trainer", "tokenizers", "numpy")):
         from llmcheck.console import complain
 
         complain(["note: the data was not compared with the plan: that needs numpy and tokenizers"])
@@ -335,23 +335,9 @@ def _show(argv: list[str], env: dict[str, str], plan_file: PlanFile) -> None:
 def _check_packages(program: str) -> None:
     import shutil
 
-    missing = _missing(NEEDED)
-    if missing:
-        raise CouldNotCheckError(
-            "training needs packages that are not installed",
-            code="missing-package",
-            where="llmcheck train",
-            why="no " + ", ".join(missing),
-            hint='pip install "llmcheck[train]"',
-        )
+    packages.require(NEEDED, what="training", where="llmcheck train", hint='pip install "llmcheck[train]"')
     if _own_folder(program) is None and shutil.which(program) is None:
         raise _no_launcher(program)
-
-
-def _missing(names: tuple[str, ...]) -> list[str]:
-    from importlib.util import find_spec
-
-    return [name for name in names if find_spec(name) is None]
 
 
 def _own_folder(program: str) -> str | None:
