@@ -12,7 +12,7 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "params"]
 Attention = Literal["eager", "sdpa", "flash"]
 Loss = Literal["hf", "chunked", "liger"]
-Optimizer = Literal["fused-adam", "adamw", "cpu-adam", "adam-8bit"]
+Optimizer = Literal["fused-adam", "adamw", "cpu-adam", "adam-8bit", "adam-bf16"]
 AllocatorKind = Literal["expandable", "native"]
 Verdict = Literal["fits", "tight", "does-not-fit"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from typing import Any
 
 from benchmarks.trainer import common
@@ -22,7 +21,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from llmcheck_trainer.placement import choose_packing, placement_of
 
     plan = planfile.read(job["plan"]).plan
-    recipe = replace(plan.recipe, attention=job["attention"]) if job["attention"] else plan.recipe
+    recipe = plan.recipe
     device = start_process_group()
     torch.manual_seed(0)
     began = time.perf_counter()

@@ -42,7 +42,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     config = AutoConfig.for_model(spec.family, **{k: v for k, v in spec.config.items() if k != "model_type"})
     torch.set_default_dtype(dtype)
     with no_init_weights(), device:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=job["attention"] or "sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     torch.set_default_dtype(torch.float32)
     model.tie_weights()
     common.randomise(model)

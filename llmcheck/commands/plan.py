@@ -160,7 +160,10 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     _choice(group, "--precision", ("bf16", "fp16", "fp32"), "number format of weights and activations (default: bf16 where the GPU has it)")
     _choice(group, "--loss", ("auto", "hf", "chunked", "liger"), "Hugging Face's loss with its copies of the logits, or one without")
     _choice(
-        group, "--optimizer", ("fused-adam", "adamw", "cpu-adam", "adam-8bit"), "optimizer (default: fused-adam; cpu-adam when offloaded)"
+        group,
+        "--optimizer",
+        ("fused-adam", "adamw", "cpu-adam", "adam-8bit", "adam-bf16"),
+        "optimizer (default: fused-adam; cpu-adam when offloaded); adam-bf16 keeps no fp32 copies and is the bundled trainer's",
     )
     _choice(
         group, "--allocator", ("expandable", "native"), "PyTorch's CUDA allocator: expandable segments or not (default: the one that fits)"

@@ -44,6 +44,7 @@ _WRITTEN = (
 # TrainingArguments' defaults (transformers 5.17.0), which the Trainer writes over "auto".
 _OPTIMIZER_PARAMS: dict[str, Any] = {"lr": 5e-5, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 _HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model")  # the second and third are what GPT-2, BLOOM and MPT call it
+_BF16_STATES = ("bf16_master_weights_and_grads", "bf16_optimizer_states")
 _NVME_PATH = "/local_nvme"  # where nothing else is said; the plan's notes tell the user to change it
 
 # (what is set, its path) -> why the simulation does not follow it. Each changes memory; each is named in the plan's assumptions.
@@ -163,6 +164,8 @@ def resolve(
         if user_config:
             _recipe_conflicts(user, recipe, world_size, problems)
         _recipe_against_itself(user, recipe, problems)
+        if recipe.optimizer == "adam-bf16":
+            notes.append("adam-bf16 is an optimizer of the bundled trainer: no other loop can run this plan")
     _raise(problems, where)
     config = _fill(user, recipe, world_size)
     _check_batch(config, world_size, where)
@@ -330,6 +333,8 @@ def _recipe_against_itself(config: Mapping[str, Any], recipe: TrainingRecipe, pr
         )
     if recipe.optimizer == "adam-8bit" and zero["stage"] != 0 and config.get("zero_allow_untested_optimizer") is False:
         problems.append(Problem("zero_allow_untested_optimizer", "must be true for --optimizer adam-8bit, which DeepSpeed calls untested"))
+    if recipe.optimizer == "adam-bf16":
+        _bf16_adam_conflicts(config, recipe, problems)
     dtypes = config.get("data_types", {})
     param_dtype, grad_dtype = _dtype(dtypes.get("param_dtype")), _dtype(dtypes.get("grad_accum_dtype"))
     if param_dtype not in (None, recipe.precision):
@@ -340,6 +345,24 @@ def _recipe_against_itself(config: Mapping[str, Any], recipe: TrainingRecipe, pr
         )
     if zero["stage"] == 1 and grad_dtype == "fp32" and recipe.precision == "bf16" and zero.get("compute_grad_norm") is False:
         problems.append(Problem("zero_optimization.compute_grad_norm", "false excludes stage 1 with data_types.grad_accum_dtype fp32"))
+
+
+def _bf16_adam_conflicts(config: Mapping[str, Any], recipe: TrainingRecipe, problems: list[Problem]) -> None:
+    """adam-bf16 keeps weights and moments in bf16 and no second copy: what the file says must allow that."""
+    stage, bf16 = config["zero_optimization"]["stage"], config.get("bf16", {})
+    if recipe.precision != "bf16":
+        problems.append(Problem("bf16.enabled", f"--optimizer adam-bf16 works on bf16 weights, the precision is {recipe.precision}"))
+    if stage == 0:
+        return
+    for key in _BF16_STATES:
+        if bf16.get(key) is False:
+            problems.append(Problem(f"bf16.{key}", "must be true for --optimizer adam-bf16", "leave it out"))
+    if config.get("zero_allow_untested_optimizer") is False:
+        problems.append(Problem("zero_allow_untested_optimizer", "must be true for --optimizer adam-bf16, which DeepSpeed calls untested"))
+    if stage == 1 and _dtype(config.get("data_types", {}).get("grad_accum_dtype")) == "fp32":
+        problems.append(
+            Problem("data_types.grad_accum_dtype", "fp32 in stage 1 makes DeepSpeed keep fp32 masters", "leave it out, or use stage 2 or 3")
+        )
 
 
 def _check_batch(config: Mapping[str, Any], world_size: int, where: str) -> None:
@@ -379,11 +402,13 @@ def _fill(user: dict[str, Any], recipe: TrainingRecipe, world_size: int) -> dict
         assert isinstance(field, Field)
         config[name] = field.default
     zero: dict[str, Any] = user["zero_optimization"]
-    if recipe.optimizer == "adam-8bit" and zero["stage"] != 0:
-        config["zero_allow_untested_optimizer"] = True  # bitsandbytes' Adam is not on DeepSpeed's list
+    if recipe.optimizer in ("adam-8bit", "adam-bf16") and zero["stage"] != 0:
+        config["zero_allow_untested_optimizer"] = True  # neither bitsandbytes' Adam nor the trainer's is on DeepSpeed's list
     for name, spec in (("bf16", BF16), ("fp16", FP16)):
         given = user.get(name, {})
         config[name] = {**_defaults(spec), **given, "enabled": True} if recipe.precision == name else {**given, "enabled": False}
+    if recipe.optimizer == "adam-bf16" and zero["stage"] != 0:
+        config["bf16"].update(dict.fromkeys(_BF16_STATES, True))  # DeepSpeed refuses them in stage 0
     config["data_types"] = {"grad_accum_dtype": recipe.precision, **_not_none(user.get("data_types", {}))}
     config["zero_optimization"] = _fill_zero(zero)
     if "nvme" in (offload_device(zero, "offload_optimizer"), offload_device(zero, "offload_param")):

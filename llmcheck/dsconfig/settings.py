@@ -32,7 +32,7 @@ DDP_BUCKET_ELEMENTS = 500_000_000
 #   bf16-optimizer      BF16_Optimizer: bf16, stage 1, gradients accumulated in fp32, no CPU offload
 #   fp16-fused          FP16_Optimizer: stage 0 in bf16 or fp16 with FusedAdam; one flat fp32 master copy per group
 #   fp16-unfused        FP16_UnfusedOptimizer: the same with any other optimizer; one fp32 master copy per parameter
-#   none                stage 0 in fp32: the optimizer itself
+#   none                stage 0 in fp32: the optimizer itself; with adam-bf16 the bundled trainer has DeepSpeed do the same in bf16
 Wrapper = Literal["zero-1-2", "zero-3", "bf16-optimizer", "fp16-fused", "fp16-unfused", "none"]
 
 
@@ -135,14 +135,14 @@ class ZeroSettings:
     def from_config(cls, config: Mapping[str, Any], world_size: int, optimizer: Optimizer = "fused-adam") -> ZeroSettings:
         """The settings in `config`, which :func:`llmcheck.dsconfig.complete` wrote; what it lacks has DeepSpeed 0.19.8's default.
 
-        `optimizer` matters in stage 0 only, where it decides the wrapper.
+        `optimizer` decides the wrapper of stage 0; adam-bf16 has no master copy there, which DeepSpeed's keys cannot say.
         """
         zero, bf16, fp16 = config.get("zero_optimization", {}), config.get("bf16", {}), config.get("fp16", {})
         precision: Precision = "bf16" if bf16.get("enabled") else "fp16" if fp16.get("enabled") else "fp32"
         stage = int(_value(zero, ZERO, "stage"))
         offload_optimizer, offload_param = _offload(zero, "offload_optimizer"), _offload(zero, "offload_param")
         grad_accum = _dtype(config.get("data_types", {}).get("grad_accum_dtype")) or precision
-        master, states = _master_dtypes(bf16, fp16)
+        master, states = _master_dtypes(bf16, fp16, optimizer)
         sequential = bool(_value(zero, ZERO, "stage3_allgather_sequential"))
         overlap = zero.get("overlap_comm")
         leaf = zero.get("leaf_module", {})
@@ -212,13 +212,15 @@ def _wrapper(stage: int, precision: Precision, grad_accum: Precision, offload: s
     if stage in (1, 2):
         # The engine asks for CPU offload here, so NVMe offload does not keep the BF16_Optimizer away.
         return "bf16-optimizer" if stage == 1 and precision == "bf16" and grad_accum == "fp32" and offload != "cpu" else "zero-1-2"
-    if precision == "fp32":
+    if precision == "fp32" or optimizer == "adam-bf16":
         return "none"
     return "fp16-fused" if optimizer == "fused-adam" else "fp16-unfused"
 
 
-def _master_dtypes(bf16: Mapping[str, Any], fp16: Mapping[str, Any]) -> tuple[Precision, Precision]:
+def _master_dtypes(bf16: Mapping[str, Any], fp16: Mapping[str, Any], optimizer: Optimizer) -> tuple[Precision, Precision]:
     """Of the master copy and of Adam's moments (runtime/base_optimizer.py, _configure_master_weights; ops/adam/cpu_adam.py)."""
+    if optimizer == "adam-bf16":
+        return "bf16", "bf16"
     if fp16.get("fp16_master_weights_and_grads"):
         return "fp16", "fp32"
     if bf16.get("bf16_master_weights_and_grads"):

@@ -50,9 +50,7 @@ def states(model: ModelSpec, shape: Shape, recipe: TrainingRecipe, cluster: Clus
         weights = 0.0
     elif stage == 3:
         weights /= ranks
-    # fp32 has no second copy of the weights to keep; 8-bit moments take one byte each
-    moments = 2 if recipe.optimizer == "adam-8bit" else 8
-    master = 0 if element == 4 else 4
+    master, moments = _optimizer_bytes(recipe, element)
     optimizer = 0.0 if recipe.offload != "none" else trained * (master + moments) / shards
     gradients = trained * element / (ranks if stage >= 2 else 1)
     if recipe.offload != "none":
@@ -76,8 +74,26 @@ def lower_bound_bytes(model: ModelSpec, shape: Shape, recipe: TrainingRecipe, cl
     if recipe.zero_stage >= 1 and recipe.offload == "none" and element == 2:
         # the optimizer step: 16-bit gradients of the partition beside their fp32 copy (stage 3: of one sub-group)
         own = kept.trained / cluster.num_gpus
-        step = own * element + 4.0 * (min(own, _sub_group_size(recipe)) if recipe.zero_stage == 3 else own)
+        copied = min(own, _sub_group_size(recipe)) if recipe.zero_stage == 3 else own
+        step = own * element + (0.0 if _bf16_masters(recipe) else 4.0 * copied)
     return int(kept.resident + max(activations + logits, kept.gradients, step))
+
+
+def _optimizer_bytes(recipe: TrainingRecipe, element: int) -> tuple[int, int]:
+    """Bytes a trained parameter of the optimizer's copy of the weights, and of both moments."""
+    if recipe.optimizer == "adam-bf16":
+        return 0, 4  # it works on the weights themselves
+    if element == 4:  # fp32 has no second copy of the weights to keep
+        master, moments = 0, 8
+    else:
+        master, moments = (2, 4) if _bf16_masters(recipe) else (4, 8)
+    return master, 2 if recipe.optimizer == "adam-8bit" else moments
+
+
+def _bf16_masters(recipe: TrainingRecipe) -> bool:
+    """Whether the optimizer's weights and gradients are bf16: by the optimizer, or as the DeepSpeed configuration says."""
+    section = recipe.deepspeed.get("bf16")
+    return recipe.optimizer == "adam-bf16" or (isinstance(section, Mapping) and section.get("bf16_master_weights_and_grads") is True)
 
 
 def _sub_group_size(recipe: TrainingRecipe) -> float:

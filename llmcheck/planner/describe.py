@@ -8,11 +8,13 @@ METHOD: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora"
 _OFFLOAD: dict[Offload, str] = {"none": "", "optimizer": "optimizer offloaded", "params": "parameters and optimizer offloaded"}
 
 # What the methods cost in quality. Sources: Biderman et al. 2024 (LoRA learns less and forgets less), arXiv:2405.09673; Dettmers et
-# al. 2023 (QLoRA), arXiv:2305.14314, section 4; Dettmers et al. 2022 (8-bit optimizers), arXiv:2110.02861.
+# al. 2023 (QLoRA), arXiv:2305.14314, section 4; Dettmers et al. 2022 (8-bit optimizers), arXiv:2110.02861; Zamirai et al. 2020 (stochastic
+# rounding), arXiv:2010.06192; Ozkara et al. 2025, PMLR 258:4402 (the same for language models of up to 6.7 B parameters).
 QUALITY = {
     "lora": "learns less than full fine-tuning on large or distant data, forgets less",
     "qlora": "as LoRA; 4-bit base weights cost little in published comparisons",
     "adam-8bit": "8-bit moments: no loss in published comparisons",
+    "adam-bf16": "rounded at random: no loss in published comparisons",
     "shorter": "longer samples are cut",
     "none": "none",
 }

@@ -65,7 +65,7 @@ class Space(NamedTuple):
                             )
 
     def _sharding(self, method: Method) -> Iterator[tuple[int, Offload]]:
-        stages = self.zero_stages or _stages(method, self._several_gpus)
+        stages = self.zero_stages or _stages(method, self._several_gpus, self.optimizer)
         offloads = self.offloads or _offloads(method, self.optimizer)
         for offload in offloads:
             for stage in (3,) if offload == "params" and self.zero_stages is None else stages:
@@ -82,9 +82,9 @@ class Space(NamedTuple):
         return self.base.zero_stage == 3  # the base carries the widest stage that makes sense
 
 
-def _stages(method: Method, several: bool) -> tuple[int, ...]:
-    if not several:
-        return (2,)
+def _stages(method: Method, several: bool, optimizer: Optimizer | None) -> tuple[int, ...]:
+    if not several:  # stage 0 has fp32 masters of all sizes twice for a moment; adam-bf16 has none, and no copies of gradients there either
+        return (0,) if optimizer == "adam-bf16" else (2,)
     return {"full": (1, 2, 3), "lora": (2, 3), "qlora": (2,)}[method]
 
 
@@ -108,6 +108,15 @@ def space_of(request: PlanRequest, shape: Shape) -> Space:
     stage = _first(request.zero_stage, fixed.zero_stage)
     offload = request.offload or fixed.offload
     _check(request, stage, offload)
+    if request.optimizer == "adam-bf16" and precision != "bf16":
+        raise UserError(
+            f"adam-bf16 works on bf16 weights, and the precision is {precision}",
+            code="conflict",
+            where=f"--optimizer adam-bf16, --precision {precision}",
+            hint="--precision bf16, or --optimizer adam-8bit"
+            if gpu.bf16_flops_per_s > 0
+            else "--optimizer adam-8bit: this GPU has no bf16",
+        )
     _check_model(request, shape)
     several = request.cluster.num_gpus > 1
     base = TrainingRecipe(
@@ -251,7 +260,7 @@ def _check(request: PlanRequest, stage: int | None, offload: Offload | None) -> 
             where="--optimizer cpu-adam, --offload none",
             hint="--offload optimizer, or --optimizer fused-adam",
         )
-    if request.optimizer in ("fused-adam", "adamw", "adam-8bit") and offload in ("optimizer", "params"):
+    if request.optimizer not in (None, "cpu-adam") and offload in ("optimizer", "params"):
         raise UserError(
             f"{request.optimizer} cannot work on states in host memory",
             code="conflict",

@@ -87,7 +87,7 @@ def execute(
 def _initialize(
     model: CausalLM, build: Build, recipe: TrainingRecipe, settings: ZeroSettings, item: int, rank: int, world: int, flatten_on_device: bool
 ) -> Any:
-    optimizer = OptimizerState(recipe.optimizer)
+    optimizer = OptimizerState(recipe.optimizer, ITEM[settings.optimizer_state_dtype])
     if isinstance(build, Stage3Build):
         stage3 = Stage3(model, build, settings, rank=rank, world=world, item=item, optimizer=optimizer)
         stage3.initialize(flatten_on_device)

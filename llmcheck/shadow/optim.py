@@ -9,8 +9,9 @@ from llmcheck.types import Optimizer
 class OptimizerState:
     """State of one optimizer over flat partitions, made at the first step (lazily, as torch and DeepSpeed do)."""
 
-    def __init__(self, kind: Optimizer) -> None:
+    def __init__(self, kind: Optimizer, moment_item: int = 4) -> None:
         self.kind = kind
+        self.moment_item = moment_item  # bytes of an element of each moment
         self.states: dict[int, list[Storage]] = {}
         before, cur.category = cur.category, "optimizer_states"
         # FusedAdam keeps a one-element overflow buffer from construction on
@@ -18,7 +19,7 @@ class OptimizerState:
         cur.category = before
 
     def step(self, numels: list[int], first_key: int = 0) -> None:
-        """One step over partitions of `numels` fp32 elements."""
+        """One step over partitions of `numels` elements."""
         before, cur.category = cur.category, "optimizer_states"
         for key, n in enumerate(numels, first_key):
             if key not in self.states:
@@ -32,4 +33,4 @@ class OptimizerState:
             blocks = -(-n // 256)
             # two uint8 states, fp32 absmax a block of 256, and the two shared quantisation maps of 256 fp32 values
             return [Storage(n), Storage(n), Storage(1024), Storage(1024), Storage(4 * blocks), Storage(4 * blocks)]
-        return [Storage(4 * n), Storage(4 * n)]
+        return [Storage(self.moment_item * n), Storage(self.moment_item * n)]

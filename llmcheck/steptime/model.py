@@ -164,11 +164,19 @@ def _partition(trained: Trained, recipe: TrainingRecipe, cluster: ClusterSpec) -
 
 
 # Bytes moved per parameter of the partition by the optimizer kernels: fp32 weight read and written, two moments read and
-# written, fp32 gradient read, 16-bit weight written. The 8-bit optimizer keeps moments of one byte (bitsandbytes, block-wise).
-_OPTIMIZER_BYTES = {"fused-adam": 4 * 2 + 8 * 2 + 4 + 2, "adamw": 4 * 2 + 8 * 2 + 4 + 2, "adam-8bit": 4 * 2 + 2 * 2 + 4 + 2, "cpu-adam": 30}
+# written, fp32 gradient read, 16-bit weight written. The 8-bit optimizer keeps moments of one byte (bitsandbytes, block-wise);
+# adam-bf16 has everything in two.
+_OPTIMIZER_BYTES = {
+    "fused-adam": 4 * 2 + 8 * 2 + 4 + 2,
+    "adamw": 4 * 2 + 8 * 2 + 4 + 2,
+    "adam-8bit": 4 * 2 + 2 * 2 + 4 + 2,
+    "adam-bf16": 2 * 2 + 4 * 2 + 2,
+    "cpu-adam": 30,
+}
 # DeepSpeed around it, per parameter of the partition: fp64 copy for the norm (2 + 8 + 8), flattening (4), fp32 gradient (6),
 # clipping in place (8), 16-bit copy of the new weights (read 4, write 2). Source: stage_1_and_2.py, stage3.py step().
 _STEP_BYTES = 18 + 4 + 6 + 8 + 6
+_BF16_STEP_BYTES = 18 + 4 + 4 + 4  # no conversions; the norm, flattening, clipping, and the weights copied onto themselves
 
 
 def _optimizer(recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, host: HostRates, trained: Trained) -> tuple[float, float]:
@@ -178,7 +186,10 @@ def _optimizer(recipe: TrainingRecipe, cluster: ClusterSpec, rates: GpuRates, ho
     host_s = hostside.optimizer_s(host, tensors)
     if recipe.offload != "none" or recipe.optimizer == "cpu-adam":
         return 0.0, host_s
-    return own * (_OPTIMIZER_BYTES[recipe.optimizer] + _STEP_BYTES) / rates.memory_bytes_per_s, host_s
+    around = _STEP_BYTES
+    if recipe.optimizer == "adam-bf16":
+        around = 2 if recipe.zero_stage == 0 else _BF16_STEP_BYTES  # stage 0: the norm reads the gradients, clipping is in the kernel
+    return own * (_OPTIMIZER_BYTES[recipe.optimizer] + around) / rates.memory_bytes_per_s, host_s
 
 
 def _communication(

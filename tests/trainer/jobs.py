@@ -180,3 +180,32 @@ def nan_steps(model: str, plan: str) -> list[dict[str, Any]]:
         moved = any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
         found.append({"moved": moved, "norm": float(engine.get_global_grad_norm())})
     return found
+
+
+def flat_copies_between_steps(model: str, plan: str) -> int:
+    """After two steps: how many pieces of memory of the size of all weights in bf16 are in use."""
+    import gc
+
+    import torch
+
+    from llmcheck import planfile
+    from llmcheck_trainer.engine import build_engine, start_process_group
+    from llmcheck_trainer.model import build_model
+
+    device = start_process_group()
+    spec = planfile.read(plan).plan
+    gc.collect()
+    older = {t.untyped_storage().data_ptr() for t in gc.get_objects() if isinstance(t, torch.Tensor)}
+    net = build_model(spec.model, spec.recipe, device, folder=model)
+    engine = build_engine(net, spec.recipe, device, lr=1e-2)
+    ids = torch.arange(2 * 16).view(2, 16)
+    for _ in range(2):
+        engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss)
+        engine.step()
+    weights = sum(getattr(p, "ds_numel", p.numel()) for p in net.parameters())
+    gc.collect()
+    found = {}
+    for t in gc.get_objects():
+        if isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 and t.untyped_storage().data_ptr() not in older:
+            found[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+    return sum(weights <= size // 2 < 1.1 * weights for size in found.values())

@@ -35,6 +35,7 @@ OPTIONS = ("--lr", "1e-2", "--epochs", "2", "--packing", "off")
         ("2", "off", ("--method", "lora")),
         ("3", "off", ()),
         ("3", "on", ("--method", "lora")),
+        *((zero, "off", ("--precision", "bf16", "--optimizer", "adam-bf16")) for zero in "023"),
     ],
 )
 def test_a_resumed_run_is_the_same_to_the_last_bit(
@@ -58,7 +59,9 @@ ADAPTERS = ("--method", "lora", "--lora-dropout", "0")  # what dropout drops is 
 
 
 @pytest.mark.parametrize(
-    ("zero", "more"), [("0", ()), ("0", ("--precision", "bf16")), ("1", ()), ("2", ()), ("3", ()), ("2", ADAPTERS), ("3", ADAPTERS)]
+    ("zero", "more"),
+    [("0", ()), ("0", ("--precision", "bf16")), ("1", ()), ("2", ()), ("3", ()), ("2", ADAPTERS), ("3", ADAPTERS)]
+    + [(zero, ("--precision", "bf16", "--optimizer", "adam-bf16")) for zero in "03"],
 )
 def test_another_number_of_ranks_goes_on_where_the_first_stopped(
     zero: str, more: tuple[str, ...], one: Ranks, two: Ranks, model: Path, data: Path, tmp_path: Path
@@ -72,7 +75,9 @@ def test_another_number_of_ranks_goes_on_where_the_first_stopped(
 
     assert answers[0]["exit"] == 0, answers
     assert [step["step"] for step in cut] == list(range(1, len(straight) + 1))
-    assert [step["loss"] for step in cut] == pytest.approx([step["loss"] for step in straight], rel=1e-3)
+    # rounding at random, the bits of one rank's part of the weights are not those of a half
+    tolerance = 0.02 if "adam-bf16" in more else 1e-3
+    assert [step["loss"] for step in cut] == pytest.approx([step["loss"] for step in straight], rel=tolerance)
 
 
 def test_a_damaged_checkpoint_is_passed_over_or_refused_by_name(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:

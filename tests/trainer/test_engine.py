@@ -9,10 +9,20 @@ import pytest
 from rig import Ranks, make_model, make_plan
 
 
-@pytest.mark.parametrize("zero", ["1", "2"])
-def test_a_step_with_nan_is_left_out(one: Ranks, tmp_path: Path, zero: str) -> None:
+@pytest.mark.parametrize(
+    ("zero", "optimizer"),
+    [
+        ("1", "fused-adam"),
+        ("2", "fused-adam"),
+        ("0", "adam-bf16"),
+        ("1", "adam-bf16"),
+        ("2", "adam-bf16"),
+    ],
+)
+def test_a_step_with_nan_is_left_out(one: Ranks, tmp_path: Path, zero: str, optimizer: str) -> None:
+    """Below stage 3, where DeepSpeed looks for it in fp16 alone."""
     model = make_model(tmp_path / "model", "llama")
-    plan = make_plan(tmp_path / "plan.json", model, "--zero", zero, "--precision", "bf16", gpus=1)
+    plan = make_plan(tmp_path / "plan.json", model, "--zero", zero, "--precision", "bf16", "--optimizer", optimizer, gpus=1)
 
     (steps,) = one.call("nan_steps", str(model), str(plan))
 

@@ -139,16 +139,29 @@ def test_adapters_with_trained_embeddings(
         assert float((ours.weight - before.weight).abs().max()) > 1e-3
 
 
+BF16 = ("--precision", "bf16", "--optimizer", "adam-bf16")
+
+
 @pytest.mark.parametrize(
-    ("family", "zero", "method"), [("llama", "3", "full"), ("bloom", "2", "full"), ("qwen2", "1", "lora"), ("gpt_neox", "0", "full")]
+    ("family", "zero", "method", "more"),
+    [
+        ("llama", "3", "full", ()),
+        ("bloom", "2", "full", ()),
+        ("qwen2", "1", "lora", ()),
+        ("gpt_neox", "0", "full", ()),
+        ("llama", "0", "full", BF16),
+        ("qwen2", "2", "full", BF16),
+    ],
 )
-def test_a_model_learns_by_heart(family: str, zero: str, method: str, two: Ranks, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_model_learns_by_heart(
+    family: str, zero: str, method: str, more: tuple[str, ...], two: Ranks, folders: dict[str, Path], tmp_path: Path
+) -> None:
     rows = some_rows(8, seed=7, shortest=12, longest=20)
     supervised = [[0] * 3 + [1] * (len(row) - 3) for row in rows]
     learnt = make_data(tmp_path / "data", rows, supervised)
     # The tiny model's frozen head could not tell tokens apart, whatever an adapter does before it.
     adapters = ("--lora-rank", "32", "--train-embeddings", "in-place") if method == "lora" else ()
-    plan = make_plan(tmp_path / "plan.json", folders[family], "--zero", zero, "--method", method, *adapters)
+    plan = make_plan(tmp_path / "plan.json", folders[family], "--zero", zero, "--method", method, *adapters, *more)
     kind = "merged" if method == "lora" else "model"
     options = ["--epochs", "80", "--lr", "1e-2", "--packing", "off", "--save-every", "0", "--export", kind]
     answers = two.train(plan, learnt, tmp_path / "out", *options)

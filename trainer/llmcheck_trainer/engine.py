@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed as dist
 
 from llmcheck.errors import UserError
 from llmcheck.types import TrainingRecipe
+from llmcheck_trainer.adam_bf16 import AdamBf16, share_weights
 from llmcheck_trainer.data import MicroBatch
 
 BETAS = (0.9, 0.95)
@@ -51,10 +53,30 @@ def build_engine(model: Any, recipe: TrainingRecipe, device: torch.device, *, lr
             optimizer = {**optimizer, "params": {**optimizer.get("params", {}), "torch_adam": True}}
         config["optimizer"] = optimizer
         engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config)
+    elif recipe.optimizer == "adam-bf16":
+        engine = _bf16_engine(model, recipe, parameters, config, lr, weight_decay)
     else:
         optimizer = _optimizer(recipe, parameters, device, lr, weight_decay)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     _look_for_nan_once(engine.optimizer)
+    return engine
+
+
+def _bf16_engine(model: Any, recipe: TrainingRecipe, parameters: list[Any], config: dict[str, Any], lr: float, weight_decay: float) -> Any:
+    """An engine without fp32 copies of the weights.
+
+    DeepSpeed's wrapper of stage 0 for bf16 would make some. As for fp32 weights it leaves the optimizer alone, so that is what it is told,
+    and the optimizer does what the wrapper would: clip, and leave out a step with NaN.
+    """
+    settings: dict[str, Any] = {"lr": lr, "betas": BETAS, "weight_decay": weight_decay}
+    if recipe.zero_stage == 0:
+        config = {**config, "bf16": {"enabled": False}, "data_types": {}}
+        settings["max_norm"] = float(config.get("gradient_clipping") or 0.0) or math.inf
+    engine, *_ = deepspeed.initialize(model=model, optimizer=AdamBf16(parameters, **settings), config=config)
+    if recipe.zero_stage == 0:
+        engine.clip_fp32_gradients = lambda: None  # in the optimizer's kernel
+    else:
+        share_weights(engine.optimizer)
     return engine
 
 

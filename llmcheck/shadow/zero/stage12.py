@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmcheck.dsconfig.settings import DTYPE_BYTES
 from llmcheck.shadow.optim import OptimizerState
 from llmcheck.shadow.tensor import Param, Storage, Tensor, cur
 from llmcheck.units import round_up
@@ -49,6 +50,7 @@ class Stage12:
     def __init__(self, params: list[Param], settings: ZeroSettings, *, rank: int, world: int, item: int, optimizer: OptimizerState) -> None:
         self.params, self.settings, self.rank, self.world, self.item = params, settings, rank, world, item
         self.optimizer = optimizer
+        self.master_item = DTYPE_BYTES[settings.master_dtype] if item != 4 else 4
         self.partition = Partition([p.numel for p in params], world, 2)
         self.index = {id(p): i for i, p in enumerate(params)}
         self.pieces = [self.partition.pieces(i, p.numel) for i, p in enumerate(params)]
@@ -108,17 +110,13 @@ class Stage12:
             c.category = "zero_buffers"
             largest = max((p.numel for p in self.params), default=0)
             self.offload_buffer = Storage(largest * self.item)
-        elif self.item == 4:
-            self.master = clone
-            del clone
         else:
-            self.master = Storage(part.size * 4)
+            self.master = clone if self.item == self.master_item else Storage(part.size * self.master_item)
             del clone
-            zeros = Storage(part.size * 4)
+            zeros = Storage(part.size * self.master_item)
             del zeros
-        if self.item == 4 and not self.offload:
-            zeros = Storage(part.size * 4)
-            del zeros
+        if self.optimizer.kind == "adam-bf16":  # the bundled trainer lets the optimizer work on the weights themselves
+            self.master = None
         for p in self.params:
             p.hook = self._hook
         c.category = "activations"
@@ -263,9 +261,9 @@ class Stage12:
         n = self._own_piece(i)
         norm = Storage(8 * n)
         del norm
-        if self.item != 4:
-            fp32 = Storage(4 * n)
-            del fp32
+        if self.item != self.master_item:
+            converted = Storage(self.master_item * n)
+            del converted
         p.grad = None
 
     def epilogue(self) -> None:
@@ -321,16 +319,11 @@ class Stage12:
         c.category = "gradients"
         part = self.partition
         if self.compact:
-            grad = self.averaged
+            grad = self.averaged if self.master_item == 4 else Storage(part.size * self.master_item)
             self.compact_flat = None
-        elif self.item == 4:
-            if pieces > 1 or self.rank == self.world - 1:
-                grad = Storage(part.size * 4) if pieces > 1 else self.averaged
-            else:
-                grad = self.averaged
         else:
-            flat = Storage(part.size * self.item) if pieces > 1 else None
-            grad = Storage(part.size * 4)
+            flat = Storage(part.size * self.item) if pieces > 1 else self.averaged
+            grad = flat if self.item == self.master_item else Storage(part.size * self.master_item)
             del flat
         self.averaged = self.averaged_pad = None
         self.kept = []

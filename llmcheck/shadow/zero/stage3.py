@@ -13,6 +13,7 @@ from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from llmcheck.dsconfig.settings import DTYPE_BYTES
 from llmcheck.shadow import ops
 from llmcheck.shadow.module import Build, Module, ModulesToSaveWrapper
 from llmcheck.shadow.optim import OptimizerState
@@ -545,6 +546,7 @@ class Stage3:
         self.reduce_stream = REDUCE_STREAM if settings.overlap_comm else 0  # reduce_and_partition_stream
         self.offload = settings.offload_optimizer.enabled
         self.offload_param = settings.offload_param.enabled
+        self.master_item = DTYPE_BYTES[settings.master_dtype] if item != 4 else 4
         self.grad_item = 4 if settings.grad_accum_dtype == "fp32" else item
         self.sub_groups = self._sub_groups()
 
@@ -584,15 +586,16 @@ class Stage3:
                 p.ds.tensor = self.flat
         if not self.offload:
             c.category = "optimizer_states"
-            if self.item == 4:
-                self.masters = [Storage(4 * n) for n in numels]
+            item = self.master_item
+            if self.item == item:
+                self.masters = [Storage(item * n) for n in numels]
             else:
                 converted: Storage | None = None
                 for n in numels:
-                    converted = Storage(4 * n)
-                    self.masters.append(Storage(4 * n))
+                    converted = Storage(item * n)
+                    self.masters.append(Storage(item * n))
                 del converted
-            zeros = Storage(4 * max(numels, default=0))
+            zeros = Storage(item * max(numels, default=0))
             del zeros
         c.category = "zero_buffers"
         if settings.contiguous_gradients:
@@ -611,6 +614,8 @@ class Stage3:
             if module.zero_leaf:
                 for p in module.parameters():
                     p.hook = None
+        if self.optimizer.kind == "adam-bf16":  # the bundled trainer lets the optimizer work on the weights themselves
+            self.masters = []
         c.category = "activations"
         c.hooks = hooks = Hooks(self.coordinator, self.model)
         hooks.reduce_leaf = self._reduce_leaf
@@ -662,9 +667,9 @@ class Stage3:
                     norm = Storage(8 * min(left, _NORM_CHUNK))
                     del norm
                     left -= _NORM_CHUNK
-                if self.item != 4:
-                    fp32 = Storage(4 * n)
-                    del fp32
+                if self.item != self.master_item:
+                    converted = Storage(self.master_item * n)
+                    del converted
             assert p.grad is not None
             record_stream(p.grad.st, c.stream)
             p.grad = None
@@ -704,7 +709,7 @@ class Stage3:
                 n = sum(p.ds.partition_numel for p in group)
                 c.category = "gradients"
                 flat = Storage(n * self.grad_item) if len(group) > 1 else None
-                grad = Storage(4 * n) if self.grad_item != 4 else flat
+                grad = Storage(self.master_item * n) if self.grad_item != self.master_item else flat
                 del flat
                 self.optimizer.step([n], key)
                 del grad

@@ -52,6 +52,7 @@ TAKEN: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({"zero_stage": 2, "precision": "fp32", "micro_batch_size": 4, "grad_accum_steps": 3, "gradient_clipping": 0.0}, {}),
     ({"zero_stage": 2, "offload": "optimizer", "optimizer": "cpu-adam"}, {}),
     ({"zero_stage": 3, "offload": "params", "optimizer": "cpu-adam", "offload_device": "nvme"}, {}),
+    ({"zero_stage": 2, "optimizer": "adam-bf16"}, {}),
     ({"zero_stage": 2, "optimizer": "adam-8bit"}, {"zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 2e8}}),
     (
         {"zero_stage": 3},

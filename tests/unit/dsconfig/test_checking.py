@@ -135,6 +135,11 @@ def test_a_bad_key_or_value_is_named(config: dict[str, Any], names: str) -> None
         ({"data_types": {"param_dtype": "fp16"}}, {}, "the precision is bf16"),
         ({"data_types": {"grad_accum_dtype": "fp32"}}, {"zero_stage": 0}, "must be bf16 in ZeRO stage 0"),
         ({"zero_allow_untested_optimizer": False}, {"optimizer": "adam-8bit"}, "must be true"),
+        ({"zero_allow_untested_optimizer": False}, {"optimizer": "adam-bf16"}, "must be true"),
+        ({"bf16": {"enabled": True, "bf16_optimizer_states": False}}, {"optimizer": "adam-bf16"}, "must be true"),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, {"optimizer": "adam-bf16", "zero_stage": 1}, "keep fp32 masters"),
+        ({"optimizer": {"type": "AdamW"}}, {"optimizer": "adam-bf16"}, "--optimizer says adam-bf16"),
+        ({"fp16": {"enabled": True}}, {"optimizer": "adam-bf16", "precision": "fp16"}, "works on bf16 weights"),
     ],
 )
 def test_a_file_at_odds_with_itself_is_refused(config: dict[str, Any], recipe: dict[str, Any], names: str) -> None:

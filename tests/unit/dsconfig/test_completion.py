@@ -174,6 +174,16 @@ def test_an_8_bit_optimizer_is_declared_untested() -> None:
     assert complete(TrainingRecipe(optimizer="adam-8bit"), None, world_size=2)["zero_allow_untested_optimizer"] is True
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_without_fp32_copies_deepspeed_is_told_so_where_it_knows_the_word(stage: int) -> None:
+    found = resolve(TrainingRecipe(optimizer="adam-bf16", zero_stage=stage), None, world_size=2)
+    bf16 = found.config["bf16"]
+    assert bf16["enabled"] is True
+    assert bf16["bf16_master_weights_and_grads"] is bf16["bf16_optimizer_states"] is (stage > 0)
+    assert found.config["zero_allow_untested_optimizer"] is (stage > 0)
+    assert any("no other loop" in note for note in found.notes)
+
+
 def test_old_names_are_read_and_said() -> None:
     user = {"zero_optimization": {"stage": 2, "cpu_offload": True}, "bfloat16": {"enabled": True}}
     found = resolve(TrainingRecipe(offload="optimizer", optimizer="cpu-adam"), user, world_size=2)

@@ -105,6 +105,12 @@ def test_master_weights_and_moments_have_their_dtypes(config: dict[str, Any], dt
     assert (found.master_dtype, found.optimizer_state_dtype) == dtypes
 
 
+def test_without_fp32_copies_stage_0_has_no_wrapper() -> None:
+    config = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 0}}
+    found = ZeroSettings.from_config(config, 2, "adam-bf16")
+    assert (found.wrapper, found.precision, found.master_dtype, found.optimizer_state_dtype) == ("none", "bf16", "bf16", "bf16")
+
+
 def test_communication_defaults_to_the_precision() -> None:
     assert settings(fp16={"enabled": True}).communication_dtype == "fp16"
     assert settings(fp16={"enabled": True}, communication_data_type="FP32").communication_dtype == "fp32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.steptime import cases
+from llmcheck import dsconfig
 from llmcheck.catalog.config import spec_of_config
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.catalog.models import find_model
@@ -37,9 +39,8 @@ RAW = {
 SMALL = spec_of_config(RAW, name="small", source="test", where="test")
 
 RECIPES = st.builds(
-    TrainingRecipe,
-    precision=st.sampled_from(["bf16", "fp16"]),
-    optimizer=st.sampled_from(["fused-adam", "adamw", "adam-8bit"]),
+    lambda pair, **more: TrainingRecipe(precision=pair[0], optimizer=pair[1], **more),
+    pair=st.sampled_from([("bf16", "adam-bf16"), *itertools.product(("bf16", "fp16"), ("fused-adam", "adamw", "adam-8bit"))]),
     zero_stage=st.sampled_from([0, 1, 2, 3]),
     checkpointing=st.booleans(),
     attention=st.sampled_from(["sdpa", "eager"]),
@@ -112,3 +113,13 @@ def test_four_bit_weights_take_a_quarter_of_sixteen_bit_ones() -> None:
 def test_the_guess_is_near_the_measured_process() -> None:
     ratios = sorted(bounds.guess_bytes(c.model, read_shape(c.model), c.recipe, c.cluster) / c.row["nvml_proc"] for c in MEASURED)
     assert 0.85 < ratios[len(ratios) // 2] < 1.15
+
+
+def test_the_bound_follows_a_file_with_bf16_masters() -> None:
+    cluster = ClusterSpec(gpu=GPU, gpus_per_node=1)
+    recipe = TrainingRecipe(zero_stage=2, checkpointing=True, micro_batch_size=1, seq_len=128)
+    bf16 = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    usual, file = (replace(recipe, deepspeed=dsconfig.complete(recipe, user, world_size=1)) for user in ({}, {"bf16": bf16}))
+    peaks = [simulate_rank(SMALL, r, cluster).peak_allocated_bytes for r in (usual, file)]
+    assert peaks[1] < peaks[0] - 5 * SMALL.num_params  # 2 bytes a parameter of masters and 4 of moments, and of gradients at times
+    assert bounds.lower_bound_bytes(SMALL, read_shape(SMALL), file, cluster) <= peaks[1]
