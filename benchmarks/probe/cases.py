@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import rows as accuracy
+from llmcheck import dsconfig
 from llmcheck.catalog.config import spec_of_config
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.catalog.models import find_model
@@ -71,6 +72,9 @@ def case_of(raw: dict[str, Any]) -> Case:
         method=method,
         lora=None if method == "full" else LoraSpec(train_embeddings=raw.get("train_embeddings")),
     )
+    if "bf16" in raw:  # what a user's DeepSpeed file says
+        config = dsconfig.complete(recipe, {"bf16": raw["bf16"]}, world_size=cluster.num_gpus, hidden_size=dsconfig.hidden_size_of(model))
+        recipe = replace(recipe, deepspeed=config)
     recipe = complete(model, recipe, cluster)
     return Case(raw, model, recipe, cluster, raw.get("rank", 0))
 

@@ -19,7 +19,7 @@ class Case:
     trl: dict[str, object] = field(default_factory=dict)  # SFTConfig's fields, and `weights` (bf16 or fp32), `lora`
     grad_accum: int = 1
     rows: str = "full"  # every row as long as a sequence; or short: log-normal, as instruction data is
-    packing: str = "off"
+    packing: str = "off"  # of TRL; ours is the plan's
     steps: int = 20  # measured, after WARM
     profile: bool = False
     env: dict[str, str] = field(default_factory=dict)
@@ -33,6 +33,7 @@ LORA = ("--method", "lora", "--lora-rank", "16", "--lora-targets", "all-linear",
 LIGER, CHUNKED = ("--loss", "liger"), ("--loss", "chunked")
 CHECKPOINTED = ("--method", "full", "--checkpointing", "on")
 ADAM8, ADAM_BF16 = ("--optimizer", "adam-8bit"), ("--optimizer", "adam-bf16")
+PACKED = ("--packing", "on")
 STOCK = ("--attention", "eager", "--loss", "hf")
 TRL_BEST: dict[str, object] = {"gradient_checkpointing": False, "use_liger_kernel": True}
 ADAPTERS = {"r": 16, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.0}
@@ -58,9 +59,9 @@ CASES = (
     _case("bloom1b1-stock", "bloom1b1", _B1, plan=FULL + STOCK),
     _case("bloom3b-bf16", "bloom3b", _B3, plan=FULL + CHUNKED + ADAM_BF16),
     _case("bloom3b-bf16-stock", "bloom3b", _B3, plan=FULL + STOCK + ADAM_BF16),
-    _case("short-llama1b-bf16", "short", _L1, plan=FULL + LIGER + ADAM_BF16, rows="short", packing="auto"),
+    _case("short-llama1b-bf16", "short", _L1, plan=FULL + LIGER + ADAM_BF16 + PACKED, rows="short"),
     _case("short-trl-llama1b", "short", _L1S, plan=FULL, trainer="trl", grad_accum=4, rows="short", packing="on", trl=TRL_BEST),
-    _case("short-llama1b-bf16-small", "short", _L1S, plan=FULL + LIGER + ADAM_BF16, grad_accum=4, rows="short", packing="auto"),
+    _case("short-llama1b-bf16-small", "short", _L1S, plan=FULL + LIGER + ADAM_BF16 + PACKED, grad_accum=4, rows="short"),
     _case("qwen1.5b-liger", "qwen1.5b", _Q15, plan=FULL + LIGER),
     _case("llama1b-liger", "llama1b", _L1, plan=FULL + LIGER),
     _case("trl-llama1b-fp32", "llama1b", _L1, plan=FULL, trainer="trl", trl={**TRL_BEST, "weights": "fp32"}),

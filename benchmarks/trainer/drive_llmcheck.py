@@ -27,7 +27,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     data = Prepared(job["data"])
     config = model.build_config(plan.model, recipe, None)
-    packing = choose_packing(job["packing"], plan.model, recipe, config)
+    packing = choose_packing("auto", plan.model, recipe, config)
     shape = Shape(recipe.micro_batch_size, recipe.grad_accum_steps, dist.get_world_size(), dist.get_rank())
     stream = Stream(data, recipe.seq_len, shape, packing=packing, seed=0, pad_id=0, full_length=recipe.allocator == "native")
     placement = placement_of(plan.model, recipe, device, model.DTYPES[recipe.precision], packing=packing, config=config)
