@@ -185,6 +185,7 @@ class HostEstimate:
     load_peak_bytes_per_node: int  # while the weights are read
     disk_bytes: int  # checkpoints kept + offload to NVMe
     nvme_bytes_per_node: int
+    checkpoint_bytes: int  # one, over all ranks
     terms: Mapping[str, int]  # named parts of host_bytes_per_node, summing to it
 
 

@@ -138,6 +138,7 @@ def make_plan() -> Plan:
                 load_peak_bytes_per_node=110 * GIB,
                 disk_bytes=98 * GIB,
                 nvme_bytes_per_node=0,
+                checkpoint_bytes=14_000,
                 terms={"processes": 40 * GIB, "pinned": 8 * GIB, "data": 12 * GIB},
             ),
             evidence="simulated-unmeasured-kernels",

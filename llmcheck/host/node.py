@@ -36,7 +36,6 @@ class HostDetail(NamedTuple):
     estimate: HostEstimate
     peak_phase: str
     naive_load_peak_bytes_per_node: int
-    checkpoint_bytes: int
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -93,11 +92,11 @@ def of_parameters(
             load_peak_bytes_per_node=load,
             disk_bytes=num_checkpoints * checkpoint + nvme,
             nvme_bytes_per_node=nvme,
+            checkpoint_bytes=checkpoint,
             terms=peak.terms,
         ),
         peak_phase=peak.phase,
         naive_load_peak_bytes_per_node=naive_load,
-        checkpoint_bytes=checkpoint,
         assumptions=(*_ASSUMPTIONS, f"{num_checkpoints} checkpoint{'s' if num_checkpoints != 1 else ''} kept, frozen weights not in it"),
         warnings=tuple(dict.fromkeys(w for rank in ranks for w in rank.warnings)),
     )
@@ -114,10 +113,15 @@ def parameters_of(model: ModelSpec, recipe: TrainingRecipe) -> tuple[Parameter, 
 
 
 def checkpoint_bytes(parameters: tuple[Parameter, ...], settings: ZeroSettings, optimizer: Optimizer = "fused-adam") -> int:
-    """One checkpoint on disk, over all ranks: trained weights in the run's precision, master weights and both moments."""
+    """One checkpoint on disk, over all ranks: trained weights in the run's precision, master weights and both moments.
+
+    Stage 3 writes the masters alone (zero_to_fp32 makes weights of them); where there are none, the weights.
+    """
     trained = sum(p.numel for p in parameters if p.trainable)
     moments = ADAM_8BIT_BYTES if optimizer == "adam-8bit" else 2 * DTYPE_BYTES[settings.optimizer_state_dtype]
-    return trained * (DTYPE_BYTES[settings.precision] + DTYPE_BYTES[settings.master_dtype]) + int(trained * moments)
+    weights = 0 if settings.stage == 3 else DTYPE_BYTES[settings.precision]
+    masters = 0 if settings.wrapper == "none" else DTYPE_BYTES[settings.master_dtype]
+    return trained * (weights + masters) + int(trained * moments)
 
 
 def _ranks_differ(settings: ZeroSettings) -> bool:

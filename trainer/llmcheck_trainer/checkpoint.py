@@ -222,18 +222,6 @@ def check_space(output: str, needed_bytes: int) -> None:
         )
 
 
-def size_bytes(engine: Any, *, adapters: bool) -> int:
-    """What one checkpoint takes: trained weights and their fp32 copy with two moments; the frozen ones only where they are saved."""
-    total = 0
-    for parameter in engine.module.parameters():
-        count = getattr(parameter, "ds_numel", parameter.numel())
-        if parameter.requires_grad:
-            total += count * (parameter.element_size() + 12)
-        elif not adapters:
-            total += count * parameter.element_size()
-    return total
-
-
 # --- writing -----------------------------------------------------------------------------------------------------------------
 
 

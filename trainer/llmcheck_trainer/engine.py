@@ -43,7 +43,7 @@ def build_engine(model: Any, recipe: TrainingRecipe, device: torch.device, *, lr
 
     On the CPU, PyTorch's AdamW takes the place of DeepSpeed's, which it would compile first; the arithmetic is the same.
     """
-    gc.collect()  # a tied head that ZeRO-3 cut into parts before it was tied is in a cycle: it would stay in memory until the collector runs
+    gc.collect()  # a head that ZeRO-3 cut into parts before it was tied is in a cycle, and in memory until the collector runs
     config = {"steps_per_print": 10**9, **recipe.deepspeed, **more}
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:

@@ -142,7 +142,7 @@ def _train(
     engine = build_engine(net, recipe, device, lr=lr, weight_decay=settings.weight_decay, **more)
     meter.mark("init")
     adapters = recipe.lora is not None
-    size = checkpoint.size_bytes(engine, adapters=adapters)
+    size = plan.memory.host.checkpoint_bytes
     checkpoint.check_space(settings.output, size * (settings.keep + 1))
     state = checkpoint.State(
         step=0,

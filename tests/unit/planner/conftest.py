@@ -58,6 +58,7 @@ def fake_host(_model: ModelSpec, recipe: TrainingRecipe, cluster: ClusterSpec) -
         load_peak_bytes_per_node=need // 2,
         disk_bytes=50 * GIB,
         nvme_bytes_per_node=0,
+        checkpoint_bytes=14_000,
         terms={"all": need},
     )
 
