@@ -214,7 +214,7 @@ class Evaluator:
             host=checked.host,
             evidence=self.evidence,
             error_fraction=self.error_fraction,
-            assumptions=_assumptions(recipe),
+            assumptions=_assumptions(recipe, self.cluster),
             not_checked=_not_checked(self.cluster),
         )
         plan = Plan(
@@ -312,11 +312,16 @@ def _unrest(worst: Outlook) -> str:
     return "the allocator runs only by giving memory back and taking it again, which is slow and depends on versions"
 
 
-def _assumptions(recipe: TrainingRecipe) -> tuple[str, ...]:
+def _assumptions(recipe: TrainingRecipe, cluster: ClusterSpec) -> tuple[str, ...]:
     out = [
         "torch 2.11, transformers 5.17, DeepSpeed 0.19.8; every sequence has the full length",
         "labels and an attention mask of ones are passed, no key-value cache",
     ]
+    if cluster.num_gpus == 1:
+        from llmcheck.shadow.communicators import other_loop_bytes
+
+        other = gib(other_loop_bytes(cluster.gpu))
+        out.append(f"the bundled trainer starts no NCCL for one GPU; DeepSpeed in another loop does, for about {other} beside the process")
     if recipe.checkpointing:
         out.append("checkpointing is non-reentrant, one segment per layer")
     if recipe.lora is not None:

@@ -41,7 +41,12 @@ def render(plan: Plan, *, solve: SolveResult | None = None, next_steps: Sequence
     lines += _table(
         (f"rank {rank.rank}, peak in {rank.peak_phase}", "GiB"),
         [(part.label, f"{part.size / GIB:.2f}") for part in memory_parts(rank, plan.cluster.gpu.memory_bytes) if part.size > 0]
-        + [("**process with NCCL**", f"**{used_bytes(rank, plan.cluster.gpu.memory_bytes) / GIB:.2f}**")],
+        + [
+            (
+                "**process with NCCL**" if rank.nccl_bytes else "**process**",
+                f"**{used_bytes(rank, plan.cluster.gpu.memory_bytes) / GIB:.2f}**",
+            )
+        ],
         bold=True,
     )
     lines += [escape(" · ".join(time_phrases(plan))) + "  "]

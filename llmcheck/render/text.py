@@ -207,7 +207,7 @@ def _peaks(plan: Plan, rank: RankEstimate, pen: Pen) -> list[str]:
     phrases = [
         f"allocated {rank.peak_allocated_bytes / GIB:.2f}",
         _reserved(rank),
-        f"process {rank.process_bytes / GIB:.2f}, in nvidia-smi about {used / GIB:.2f} with NCCL",
+        f"process {rank.process_bytes / GIB:.2f}" + (f", in nvidia-smi about {used / GIB:.2f} with NCCL" if rank.nccl_bytes else ""),
         f"loading {rank.init_peak_allocated_bytes / GIB:.2f}",
     ]
     if plan.memory.worst != plan.memory.rank0:

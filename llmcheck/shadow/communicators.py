@@ -25,12 +25,17 @@ def _constants() -> Mapping[str, Any]:
 
 
 def nccl_bytes(cluster: ClusterSpec) -> int:
-    """Device memory of NCCL in each rank's process from the first step on. DeepSpeed starts it for a single rank, too."""
+    """Device memory of NCCL in each rank's process from the first step on. The trainer starts none for a single rank (its alone.py)."""
     if cluster.num_gpus == 1:
-        alone: int = _constants()["communicator"]["alone_bytes"]
-        return _kernel_bytes(cluster.gpu) + alone
+        return 0
     number: int = _constants()["communicator"]["number"]
     return _kernel_bytes(cluster.gpu) + number * communicator_bytes(cluster)
+
+
+def other_loop_bytes(gpu: GpuSpec) -> int:
+    """What a loop that lets DeepSpeed start NCCL has of it with a single rank."""
+    alone: int = _constants()["communicator"]["alone_bytes"]
+    return _kernel_bytes(gpu) + alone
 
 
 def _kernel_bytes(gpu: GpuSpec) -> int:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from llmcheck.errors import UserError
 from llmcheck.types import TrainingRecipe
 from llmcheck_trainer.adam_bf16 import AdamBf16, share_weights
+from llmcheck_trainer.alone import Alone
 from llmcheck_trainer.data import MicroBatch
 
 BETAS = (0.9, 0.95)
@@ -34,6 +35,8 @@ def start_process_group() -> torch.device:
     else:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
+        Alone.start()
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
     return device
 
