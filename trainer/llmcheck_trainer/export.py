@@ -127,7 +127,7 @@ def _finish(writer: _Shards, base: Any, folder: str, source: str) -> None:
     _save_config(base, folder)
     _write_beside(folder, source)
     _compare(writer.sums)
-    if not weights.has_other_layout(base):
+    if not weights.Names(base).converters:
         _check_keys(base, folder)
 
 
@@ -289,7 +289,8 @@ def _check_keys(base: Any, folder: str) -> None:
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     shapes = {name: tuple(p.shape) for name, p in empty.named_parameters()}
-    found = {weights.renamed(base, name): tuple(read().shape) for name, read in weights.readers(folder).items()}
+    names = weights.Names(base)
+    found = {names.renamed(name): tuple(read().shape) for name, read in weights.readers(folder).items()}
     wrong = [name for name, shape in shapes.items() if found.get(name) != shape]
     if wrong:
         raise UserError(
