@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 INTERVAL_S = 0.02
-FILES_EVERY = 10  # samples: smaps_rollup walks the page tables, which takes 15 ms a GiB, and the process may have to wait
 _FIELDS = {"Anonymous": 0, "Pss_Shmem": 1, "Pss_File": 2}  # proc_pid_smaps(5); Anonymous counts private copies of files' pages, too
 
 
@@ -30,8 +29,7 @@ class Memory(NamedTuple):
 def of_process(pid: int | str) -> Memory:
     """Memory of one process. Raises OSError where it is gone, or the system has no smaps_rollup."""
     found = [0, 0, 0]
-    for line in Path("/proc", str(pid), "smaps_rollup").read_text().splitlines():
-        name, _, value = line.partition(":")
+    for name, _, value in _lines(f"/proc/{pid}/smaps_rollup"):
         if name in _FIELDS:
             found[_FIELDS[name]] = int(value.split()[0]) * 1024
     return Memory(*found)
@@ -43,14 +41,29 @@ def of_processes(pids: Sequence[int | str]) -> Memory:
     return Memory(*(sum(values) for values in zip(*each, strict=True)))
 
 
-def held_bytes(pids: Sequence[int | str]) -> int:
-    """Memory.held_bytes at the price of reading a counter; shared memory counts for each of them. Raises OSError where one is gone."""
-    kib = 0
+class Counters(NamedTuple):
+    """What the kernel counts anyway: smaps_rollup walks the page tables, 15 ms a GiB, for which the process may have to wait."""
+
+    held_bytes: int  # Memory.held_bytes, but shared memory counts for each process that maps it
+    mapped_bytes: int  # of files, by the process that maps the most
+    machine_bytes: int  # what is not available on the machine: other programs' memory, too, and drivers', which no process is charged for
+
+
+def counters(pids: Sequence[int | str]) -> Counters:
+    """The counters of some processes. Raises OSError where one is gone."""
+    held, mapped = 0, [0]
     for pid in pids:
-        for line in Path("/proc", str(pid), "status").read_text().splitlines():
-            if line.startswith(("RssAnon:", "RssShmem:")):
-                kib += int(line.split()[1])
-    return kib * 1024
+        for name, _, value in _lines(f"/proc/{pid}/status"):
+            if name in ("RssAnon", "RssShmem"):
+                held += int(value.split()[0]) * 1024
+            elif name == "RssFile":
+                mapped.append(int(value.split()[0]) * 1024)
+    machine = {name: int(value.split()[0]) * 1024 for name, _, value in _lines("/proc/meminfo")}
+    return Counters(held, max(mapped), machine["MemTotal"] - machine["MemAvailable"])
+
+
+def _lines(path: str) -> list[tuple[str, str, str]]:
+    return [line.partition(":") for line in Path(path).read_text().splitlines()]
 
 
 class Peaks:
@@ -58,23 +71,26 @@ class Peaks:
 
     def __init__(self, pids: Sequence[int | str], interval_s: float = INTERVAL_S) -> None:
         self.pids, self.interval_s = pids, interval_s
-        self.num_samples = self.held_bytes = self.file_bytes = 0
-        self.before = Memory(0, 0, 0)
+        self.num_samples = 0
+        self.before = self.highest = Counters(0, 0, 0)
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def restart(self) -> None:
         """Begin anew from the present state."""
         with self._lock:
-            self.before = of_processes(self.pids)
-            self.held_bytes, self.file_bytes, self.num_samples = self.before.held_bytes, self.before.file_bytes, 1
+            self.before = self.highest = counters(self.pids)
+            self.num_samples = 1
+
+    @property
+    def above(self) -> Counters:
+        """How far the highest values are above those at the start."""
+        return Counters(*(high - before for high, before in zip(self.highest, self.before, strict=True)))
 
     def _look(self) -> None:
         while not self._end.wait(self.interval_s):
             with self._lock, contextlib.suppress(OSError):  # a process that has ended
-                self.held_bytes = max(self.held_bytes, held_bytes(self.pids))
-                if self.num_samples % FILES_EVERY == 0:
-                    self.file_bytes = max(self.file_bytes, of_processes(self.pids).file_bytes)
+                self.highest = Counters(*map(max, self.highest, counters(self.pids)))
                 self.num_samples += 1
 
     @contextlib.contextmanager

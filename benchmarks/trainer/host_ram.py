@@ -2,7 +2,7 @@
 
 Random bf16 weights of the model's shape are written to a scratch folder in shards, a block at a time. Real ranks then do what
 ``llmcheck train`` does before and after its steps, and this process, which holds nothing of the model, reads every 20 ms what they hold
-together: anonymous and shared memory; and, more seldom, the page cache that they have mapped, which the system may drop. One row a
+together: anonymous and shared memory; and apart from it the page cache that they have mapped, which the system may drop. One row a
 phase: the peak above the state before the phase, as a multiple of the model's bf16 size. Results go as JSON lines to --out;
 ``--report FILE`` makes ``benchmarks/results/host-ram-DATE.md`` of them.
 """
@@ -42,6 +42,8 @@ def plan_of(args: argparse.Namespace, folder: Path) -> Path:
     path = folder / "plan.json"
     command = ["plan", "--model", args.model, "--gpus", str(args.ranks), "--gpu", "H100", "--zero", str(args.zero), "--method", args.method]
     command += ["--precision", "bf16", "--seq-len", "512", "--micro-batch", "1", "--checkpointing", "on", "--loss", "chunked"]
+    command += ["--offload", args.offload]
+    command += ["--optimizer", "adamw"] if args.offload == "none" else []  # PyTorch's: DeepSpeed's would be compiled first
     command += ["--out", str(path), "--force", "--fail-on", "never"]
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -139,14 +141,15 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """The phases of one run. Raises SystemExit with the words of a rank that failed."""
     plan = plan_of(args, scratch)
     spec = planfile.read(str(plan)).plan.model
-    began = time.monotonic()
-    model_bytes = write_weights(spec, scratch / "weights")
-    wrote_s = time.monotonic() - began
     job = {"plan": str(plan), "weights": str(scratch / "weights"), "output": str(scratch / "out")}
     (scratch / "out").mkdir()
     port = _free_port()
+    # They import while the weights are written, and then wait for the word.
     ranks = [Rank(rank, args.ranks, port, args.device, job) for rank in range(args.ranks)]
     try:
+        began = time.monotonic()
+        model_bytes = write_weights(spec, scratch / "weights")
+        wrote_s = time.monotonic() - began
         rows = _watch(ranks)
         for rank in ranks:
             rank.process.wait(LIMIT_S)
@@ -156,8 +159,21 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             rank.process.kill()
             rank.process.wait()
     exported = sum(path.stat().st_size for path in (scratch / "out").rglob("*.safetensors"))
-    head = {"model": spec.name, "ranks": args.ranks, "zero": args.zero, "method": args.method, "machine": report.machine()}
-    facts = {"model_bytes": model_bytes, "wrote_s": wrote_s, "exported_bytes": exported, "revision": report.revision()}
+    head = {
+        "model": spec.name,
+        "ranks": args.ranks,
+        "zero": args.zero,
+        "method": args.method,
+        "offload": args.offload,
+        "machine": report.machine(),
+    }
+    facts = {
+        "machine": report.machine(),
+        "model_bytes": model_bytes,
+        "wrote_s": wrote_s,
+        "exported_bytes": exported,
+        "revision": report.revision(),
+    }
     return {**head, **facts, **json.loads(said.removeprefix("RESULT ")), "phases": rows}
 
 
@@ -169,23 +185,26 @@ def _watch(ranks: list[Rank]) -> list[dict[str, Any]]:
     with peaks.watching():
         for name, following in zip(PHASES, (*PHASES[1:], "end"), strict=True):
             _await(ranks, name)
+            before = host_memory.of_processes(pids)
             peaks.restart()
-            before, began = peaks.before, time.monotonic()
+            began = time.monotonic()
             for rank in ranks:
                 rank.say("go")
             _await(ranks, following)
             took = time.monotonic() - began
+            peak = peaks.above
             after = host_memory.of_processes(pids)
             rows.append(
                 {
                     "phase": name,
                     "seconds": took,
                     "num_samples": peaks.num_samples,
-                    "before_held_bytes": before.held_bytes,
-                    "peak_held_bytes": peaks.held_bytes - before.held_bytes,
+                    "before": before._asdict(),
+                    "after": after._asdict(),
+                    "peak_held_bytes": peak.held_bytes,
                     "left_held_bytes": after.held_bytes - before.held_bytes,
-                    "peak_file_bytes": peaks.file_bytes - before.file_bytes,
-                    "left_file_bytes": after.file_bytes - before.file_bytes,
+                    "peak_mapped_bytes": peak.mapped_bytes,
+                    "peak_machine_bytes": peak.machine_bytes,
                 }
             )
     for rank in ranks:
@@ -210,11 +229,25 @@ def _free_port() -> int:
 def _cells(run: dict[str, Any], row: dict[str, Any]) -> list[str]:
     size = run["model_bytes"]
     words = [run["model"], f"{size / 1e9:.2f}", run["method"], str(run["zero"]), str(run["ranks"]), run["device"], row["phase"]]
-    words += [f"{row[key] / 1e9:.2f}" for key in ("peak_held_bytes", "left_held_bytes", "peak_file_bytes")]
+    words += [f"{row[key] / 1e9:.2f}" for key in ("peak_held_bytes", "left_held_bytes", "peak_mapped_bytes", "peak_machine_bytes")]
     return [*words, f"{row['peak_held_bytes'] / size:.2f}", f"{row['seconds']:.0f}"]
 
 
-HEAD = ("model", "bf16 GB", "method", "ZeRO", "ranks", "device", "phase", "peak GB", "left GB", "page cache GB", "peak / bf16", "s")
+HEAD = (
+    "model",
+    "bf16 GB",
+    "method",
+    "ZeRO",
+    "ranks",
+    "device",
+    "phase",
+    "peak GB",
+    "left GB",
+    "page cache GB",
+    "machine GB",
+    "peak / bf16",
+    "s",
+)
 
 
 def write_report(paths: list[Path]) -> Path:
@@ -228,9 +261,11 @@ def write_report(paths: list[Path]) -> Path:
     lines += [f"Revisions: {', '.join(sorted({run['revision'] for run in runs}))}.", ""]
     lines += [
         "Memory of all ranks together that only they can give back (anonymous, shared and pinned), read every 20 ms. `peak`: the highest",
-        "value of the phase above the value at its start; `left`: what stays at its end; `page cache`: files that the ranks have mapped,",
-        "at most, each page counted once: the system drops it when something else needs the room. On `cpu` the parameters themselves are",
-        "in host memory and among `peak` and `left` of loading, of the engine the fp32 copies and states; on a GPU they are not.",
+        "value of the phase above the value at its start; `left`: what stays at its end; `page cache`: pages of files that one rank has",
+        "mapped, at most: the ranks share them, and the system drops them when something else needs the room; `machine`: how much less",
+        "was available on the whole machine, whoever took it, drivers among them; only where nothing else runs is it the ranks' own.",
+        "On `cpu` the parameters themselves are in host memory: among `peak` and `left` of loading, with fp32 copies and gradients in the",
+        "engine, and whole while one is gathered, on each rank; on a GPU they are not.",
         "",
     ]
     lines += report.table(HEAD, [_cells(run, row) for run in runs for row in run["phases"]])
@@ -244,6 +279,7 @@ def main() -> None:
     parser.add_argument("--zero", type=int, choices=range(4), default=3)
     parser.add_argument("--method", choices=("full", "lora"), default="lora")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--offload", choices=("none", "optimizer", "params"), default="none", help="what the plan keeps in host memory")
     parser.add_argument("--out", type=Path, default=Path("host-ram.jsonl"))
     parser.add_argument("--scratch", help="a folder with room for twice the model")
     parser.add_argument("--report", nargs="+", type=Path, metavar="FILE", help="make the results file of these runs, and run nothing")
