@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARD_BYTES = 2_000_000_000  # of the model that is loaded
 BLOCK_BYTES = 64 << 20  # of random weights, which repeats
 LIMIT_S = 600.0
+_SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_local_experts", "vocab_size")  # said of a model without a name
 PHASES = ("loading", "engine", "export")
 
 
@@ -159,21 +160,11 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             rank.process.kill()
             rank.process.wait()
     exported = sum(path.stat().st_size for path in (scratch / "out").rglob("*.safetensors"))
-    head = {
-        "model": spec.name,
-        "ranks": args.ranks,
-        "zero": args.zero,
-        "method": args.method,
-        "offload": args.offload,
-        "machine": report.machine(),
-    }
-    facts = {
-        "machine": report.machine(),
-        "model_bytes": model_bytes,
-        "wrote_s": wrote_s,
-        "exported_bytes": exported,
-        "revision": report.revision(),
-    }
+    head = {"model": spec.name, "ranks": args.ranks, "zero": args.zero, "method": args.method, "offload": args.offload}
+    if os.path.isdir(args.model):
+        head["shape"] = ", ".join(f"{key} {spec.config[key]}" for key in _SHAPE if key in spec.config)
+    facts = {"machine": report.machine(), "revision": report.revision(), "wrote_s": wrote_s}
+    facts |= {"model_bytes": model_bytes, "exported_bytes": exported}
     return {**head, **facts, **json.loads(said.removeprefix("RESULT ")), "phases": rows}
 
 
@@ -230,35 +221,23 @@ def _cells(run: dict[str, Any], row: dict[str, Any]) -> list[str]:
     size = run["model_bytes"]
     words = [run["model"], f"{size / 1e9:.2f}", run["method"], str(run["zero"]), str(run["ranks"]), run["device"], row["phase"]]
     words += [f"{row[key] / 1e9:.2f}" for key in ("peak_held_bytes", "left_held_bytes", "peak_mapped_bytes", "peak_machine_bytes")]
-    return [*words, f"{row['peak_held_bytes'] / size:.2f}", f"{row['seconds']:.0f}"]
+    return [*words, f"{row['peak_held_bytes'] / size:.2f}", f"{row['seconds']:.0f}", run["revision"]]
 
 
 HEAD = (
-    "model",
-    "bf16 GB",
-    "method",
-    "ZeRO",
-    "ranks",
-    "device",
-    "phase",
-    "peak GB",
-    "left GB",
-    "page cache GB",
-    "machine GB",
-    "peak / bf16",
-    "s",
-)
+    "model", "bf16 GB", "method", "ZeRO", "ranks", "device", "phase", "peak GB", "left GB", "page cache GB", "machine GB", "peak / bf16",
+    "s", "revision",
+)  # fmt: skip
 
 
 def write_report(paths: list[Path]) -> Path:
     """The runs of the JSON lines as ``benchmarks/results/host-ram-DATE.md``."""
     runs = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-    versions = sorted({f"{name} {version}" for run in runs for name, version in run["versions"].items() if name != "python"})
+    versions = sorted({f"{name} {version}" for run in runs for name, version in run["versions"].items() if version and name != "python"})
     command = "python -m benchmarks.trainer.host_ram --model M --ranks N --zero Z --method METHOD --device cpu|cuda --out FILE"
     lines = report.header("Host memory of loading and exporting", f"{command}; --report FILE ...", versions)
     lines = [line for line in lines if not line.startswith(("- machine", "- revision"))]
     lines[3:3] = [f"- machine: {machine}" for machine in sorted({f"{run['machine']}, {run['device']}" for run in runs})]
-    lines += [f"Revisions: {', '.join(sorted({run['revision'] for run in runs}))}.", ""]
     lines += [
         "Memory of all ranks together that only they can give back (anonymous, shared and pinned), read every 20 ms. `peak`: the highest",
         "value of the phase above the value at its start; `left`: what stays at its end; `page cache`: pages of files that one rank has",
@@ -269,6 +248,7 @@ def write_report(paths: list[Path]) -> Path:
         "",
     ]
     lines += report.table(HEAD, [_cells(run, row) for run in runs for row in run["phases"]])
+    lines += sorted({f"{run['model']}: {run['shape']}." for run in runs if "shape" in run})
     return report.write("host-ram", lines)
 
 
