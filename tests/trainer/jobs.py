@@ -146,42 +146,6 @@ def train_without_patience(argv: list[str]) -> dict[str, Any]:
         return train(argv)
 
 
-def train_out_of_memory(argv: list[str]) -> dict[str, Any]:
-    """The trainer with a device that has no room for the first forward."""
-    import torch
-
-    from llmcheck_trainer import loop
-
-    def no_room(*args: Any, **kwargs: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    with replaced(loop, "train_step", no_room):
-        return train(argv)
-
-
-def nan_steps(model: str, plan: str) -> list[dict[str, Any]]:
-    """Steps with a good loss, a NaN one and a good one: whether each moved the weights, and the norm of its gradients."""
-    import torch
-
-    from llmcheck import planfile
-    from llmcheck_trainer.engine import build_engine, start_process_group
-    from llmcheck_trainer.model import build_model
-
-    device = start_process_group()
-    spec = planfile.read(plan).plan
-    net = build_model(spec.model, spec.recipe, device, folder=model)
-    engine = build_engine(net, spec.recipe, device, lr=1e-2)
-    ids = torch.arange(2 * 16).view(2, 16)
-    found = []
-    for factor in (1.0, float("nan"), 1.0):
-        before = [p.detach().clone() for p in net.parameters()]
-        engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss * factor)
-        engine.step()
-        moved = any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-        found.append({"moved": moved, "norm": float(engine.get_global_grad_norm())})
-    return found
-
-
 _kept: dict[str, Any] = {}  # from one call to the next
 
 
@@ -224,3 +188,39 @@ def export(output: str) -> None:
 
     kind: Any = "model" if _kept["plan"].recipe.lora is None else "merged"
     write(_kept["engine"], _kept["plan"].recipe, TrainSettings(data="", output=output, export=kind), _kept["folder"])
+
+
+def train_out_of_memory(argv: list[str]) -> dict[str, Any]:
+    """The trainer with a device that has no room for the first forward."""
+    import torch
+
+    from llmcheck_trainer import loop
+
+    def no_room(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with replaced(loop, "train_step", no_room):
+        return train(argv)
+
+
+def nan_steps(model: str, plan: str) -> list[dict[str, Any]]:
+    """Steps with a good loss, a NaN one and a good one: whether each moved the weights, and the norm of its gradients."""
+    import torch
+
+    from llmcheck import planfile
+    from llmcheck_trainer.engine import build_engine, start_process_group
+    from llmcheck_trainer.model import build_model
+
+    device = start_process_group()
+    spec = planfile.read(plan).plan
+    net = build_model(spec.model, spec.recipe, device, folder=model)
+    engine = build_engine(net, spec.recipe, device, lr=1e-2)
+    ids = torch.arange(2 * 16).view(2, 16)
+    found = []
+    for factor in (1.0, float("nan"), 1.0):
+        before = [p.detach().clone() for p in net.parameters()]
+        engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss * factor)
+        engine.step()
+        moved = any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+        found.append({"moved": moved, "norm": float(engine.get_global_grad_norm())})
+    return found
