@@ -146,6 +146,50 @@ def train_without_patience(argv: list[str]) -> dict[str, Any]:
         return train(argv)
 
 
+_kept: dict[str, Any] = {}  # from one call to the next
+
+
+def prepare(plan: str) -> None:
+    """Everything that is imported or begun once, so that what follows is the model's memory only."""
+    import peft  # noqa: F401
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from llmcheck import planfile
+    from llmcheck_trainer import export, model  # noqa: F401
+    from llmcheck_trainer.engine import start_process_group
+
+    found = planfile.read(plan).plan
+    _kept["device"] = start_process_group()
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(model.build_config(found.model, found.recipe, None))
+
+
+def load(plan: str, folder: str) -> None:
+    """The plan's model with the weights of `folder`."""
+    from llmcheck import planfile
+    from llmcheck_trainer.model import build_model
+
+    _kept["plan"], _kept["folder"] = planfile.read(plan).plan, folder
+    _kept["model"] = build_model(_kept["plan"].model, _kept["plan"].recipe, _kept["device"], folder=folder)
+
+
+def build() -> None:
+    """The engine of the loaded model."""
+    from llmcheck_trainer.engine import build_engine
+
+    _kept["engine"] = build_engine(_kept["model"], _kept["plan"].recipe, _kept["device"], lr=1e-4)
+
+
+def export(output: str) -> None:
+    """The built engine's model as files under `output`."""
+    from llmcheck.types import TrainSettings
+    from llmcheck_trainer.export import export as write
+
+    kind: Any = "model" if _kept["plan"].recipe.lora is None else "merged"
+    write(_kept["engine"], _kept["plan"].recipe, TrainSettings(data="", output=output, export=kind), _kept["folder"])
+
+
 def train_out_of_memory(argv: list[str]) -> dict[str, Any]:
     """The trainer with a device that has no room for the first forward."""
     import torch

@@ -1,15 +1,16 @@
 """The trained model as Hugging Face files: shards of safetensors written one parameter at a time, adapters, or both merged.
 
-A shard is all that is ever in host memory, under ZeRO-3 too: each parameter is gathered alone. What was written is read again and
-compared before the folder gets its name.
+One parameter is all that is ever in host memory, under ZeRO-3 too: each is gathered alone, and goes to its place in a file whose header
+was written first. What was written is read again and compared before the folder gets its name.
 """
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from llmcheck.errors import UserError
 from llmcheck.types import TrainingRecipe, TrainSettings
 from llmcheck_trainer import weights
 from llmcheck_trainer.guard import RunFailedError
+from llmcheck_trainer.shards import Shards, sum_of_bytes
 
-SHARD_BYTES = 4 << 30
+TRIM_BYTES = 1 << 20  # of parameters between two trims, which take 0.3 ms each
 _BESIDE = ("generation_config.json", "chat_template.jinja")
 _COPY = "modules_to_save.default."
 
@@ -71,7 +73,7 @@ class _Disk:
             return
         try:
             function(*args)
-        except (OSError, SafetensorError, UserError) as error:
+        except (OSError, SafetensorError, ValueError, UserError) as error:
             self.error = error
 
     def clear(self, folder: str) -> None:
@@ -111,33 +113,72 @@ def load_tokenizer(folder: str) -> Any:
 
 def _write_model(module: Any, folder: str, source: str, disk: _Disk) -> None:
     base = module.get_base_model() if hasattr(module, "get_base_model") else module
-    writer = _Shards(folder)
-    for name, tensor in _merged(base):
-        disk.attempt(_add, writer, base, name, tensor)
-    disk.attempt(_finish, writer, base, folder, source)
+    saved = _SavedForm(base)
+    shapes = list(_merged(base, shapes_only=True))
+    shards = Shards(folder, [spec for name, shape in shapes for spec in saved.of(name, shape).items()])
+    disk.attempt(shards.create)
+    on_host = next(base.parameters()).device.type == "cpu"
+    num_freed_bytes = 0
+    for (name, tensor), (_, shape) in zip(_merged(base), shapes, strict=True):
+        disk.attempt(_add, shards, saved, name, tensor)
+        num_freed_bytes += shape.numel() * shape.element_size()
+        if on_host and num_freed_bytes > TRIM_BYTES:
+            _return_freed()
+            num_freed_bytes = 0
+    disk.attempt(_finish, shards, saved, folder, source)
 
 
-def _add(writer: _Shards, base: Any, name: str, tensor: torch.Tensor) -> None:
-    for written, part in revert_weight_conversion(base, {name: tensor}).items():  # checkpoints of some families have other names
-        writer.add(written, part)
+def _return_freed() -> None:
+    """Have the C library return what was freed.
+
+    Gathering on the CPU takes aligned blocks, and glibc finds no use for one again as such: as much as was gathered would stay with it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's only
+    if trim is not None:
+        trim(0)
 
 
-def _finish(writer: _Shards, base: Any, folder: str, source: str) -> None:
-    writer.finish()
-    _save_config(base, folder)
+class _SavedForm:
+    """Names and shapes in which checkpoints of the model's family hold its tensors; an empty model of what is written stands for it."""
+
+    def __init__(self, base: Any) -> None:
+        self.config = _saved_config(base)
+        self.empty = weights.empty_model(self.config)
+        if hasattr(base, "_weight_conversions"):  # what transformers itself loaded it by
+            self.empty._weight_conversions = base._weight_conversions
+
+    def of(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`tensor` as it is saved: mostly itself; fused experts are many."""
+        found: dict[str, torch.Tensor] = revert_weight_conversion(self.empty, {name: tensor})
+        return found
+
+
+def _add(shards: Shards, saved: _SavedForm, name: str, tensor: torch.Tensor) -> None:
+    for written, part in saved.of(name, tensor.detach()).items():
+        shards.add(written, part)
+
+
+def _finish(shards: Shards, saved: _SavedForm, folder: str, source: str) -> None:
+    shards.finish()
+    saved.config.save_pretrained(folder)
     _write_beside(folder, source)
-    _compare(writer.sums)
-    if not weights.has_other_layout(base):
-        _check_keys(base, folder)
+    _compare(shards.sums)
+    names = weights.Names(saved.empty)
+    if not names.converters:
+        _check_keys(saved.empty, names, folder)
 
 
-def _merged(base: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and saved buffers under the names of a plain model, adapters added to what they adapt, on rank 0; gathered one by one."""
+def _merged(base: Any, *, shapes_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and saved buffers under the names of a plain model, adapters added to what they adapt; gathered one by one.
+
+    On other ranks than 0 the tensors are empty; with `shapes_only`, nothing is gathered, and they have shape and type on all ranks.
+    A tensor may be the parameter itself, and is gone when the next one comes.
+    """
     tied = _tied_names(base)
     persistent = set(base.state_dict(keep_vars=True))
     for prefix, part in base.named_modules():
         if hasattr(part, "get_delta_weight") and hasattr(part, "base_layer"):
-            yield from _merged_layer(prefix, part)
+            yield from _merged_layer(prefix, part, shapes_only=shapes_only)
             continue
         buffers = [(name, b) for name, b in part.named_buffers(recurse=False) if f"{prefix}.{name}".lstrip(".") in persistent]
         for name, tensor in [*part.named_parameters(recurse=False), *buffers]:
@@ -146,31 +187,43 @@ def _merged(base: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 continue
             if full in tied:
                 continue
-            with _gathered([tensor]):
-                if dist.get_rank() == 0:
-                    yield full.replace(_COPY, ""), tensor.detach().to("cpu", copy=True)
-                else:
-                    yield full, torch.empty(0)
+            yield from _alone(full.replace(_COPY, ""), tensor, shapes_only=shapes_only)
 
 
-def _merged_layer(prefix: str, part: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _alone(name: str, tensor: Any, *, shapes_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    if shapes_only:
+        yield name, torch.empty(weights.shape_of(tensor), dtype=tensor.dtype, device="meta")
+        return
+    with _gathered([tensor]):
+        yield name, tensor if dist.get_rank() == 0 else torch.empty(0)
+
+
+def _merged_layer(prefix: str, part: Any, *, shapes_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
     base = part.base_layer
     adapters = [p for name, p in part.named_parameters() if "lora_" in name]
-    with _gathered([base.weight, *adapters]):
-        if dist.get_rank() == 0:
-            weight: Any = base.weight
-            if hasattr(weight, "quant_state"):
-                from bitsandbytes.functional import dequantize_4bit
-
-                weight = dequantize_4bit(weight.data, weight.quant_state)
-            merged = weight.detach().float() + part.get_delta_weight("default").float().to(weight.device)
-            dtype = adapters[0].dtype if weight.dtype == torch.uint8 else weight.dtype
-            yield f"{prefix}.weight", merged.to(dtype).cpu()
-        else:
-            yield f"{prefix}.weight", torch.empty(0)
+    packed = hasattr(base.weight, "quant_state")
+    dtype = adapters[0].dtype if packed else base.weight.dtype
+    if shapes_only:
+        shape = base.weight.quant_state.shape if packed else weights.shape_of(base.weight)
+        yield f"{prefix}.weight", torch.empty(shape, dtype=dtype, device="meta")
+    else:
+        with _gathered([base.weight, *adapters]):
+            yield f"{prefix}.weight", _sum_of(part, dtype) if dist.get_rank() == 0 else torch.empty(0)
     if getattr(base, "bias", None) is not None:
-        with _gathered([base.bias]):
-            yield f"{prefix}.bias", base.bias.detach().to("cpu", copy=True) if dist.get_rank() == 0 else torch.empty(0)
+        yield from _alone(f"{prefix}.bias", base.bias, shapes_only=shapes_only)
+
+
+def _sum_of(part: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Weight and adapter of a layer added in fp32."""
+    weight: Any = part.base_layer.weight
+    if hasattr(weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight.data, weight.quant_state)
+    total = weight.detach().to(torch.float32, copy=True)
+    total += part.get_delta_weight("default").to(weight.device)
+    merged: torch.Tensor = total.to(dtype)
+    return merged
 
 
 def _tied_names(base: Any) -> set[str]:
@@ -217,60 +270,10 @@ def _save_adapter(module: Any, folder: str, state: dict[str, torch.Tensor]) -> N
     before, config.inference_mode = config.inference_mode, True
     config.save_pretrained(folder)
     config.inference_mode = before
-    _compare({name: (path, _sum(tensor)) for name, tensor in adapter.items()})
+    _compare({name: (path, sum_of_bytes(tensor)) for name, tensor in adapter.items()})
 
 
-class _Shards:
-    """Collects tensors and writes a shard when it is full."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.sums: dict[str, tuple[str, float]] = {}
-        self._waiting: dict[str, torch.Tensor] = {}
-        self._bytes = self._total = 0
-        self._paths: list[str] = []
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        size = tensor.numel() * tensor.element_size()
-        if self._waiting and self._bytes + size > SHARD_BYTES:
-            self._flush()
-        self._waiting[name] = tensor.contiguous()
-        self._bytes += size
-        self._total += size
-
-    def _flush(self) -> None:
-        path = os.path.join(self.folder, f"shard-{len(self._paths):05d}.safetensors")
-        save_file(self._waiting, path, metadata={"format": "pt"})
-        for name, tensor in self._waiting.items():
-            self.sums[name] = (path, _sum(tensor))
-        self._paths.append(path)
-        self._waiting, self._bytes = {}, 0
-
-    def finish(self) -> None:
-        """Write the rest, and give the files the names that transformers looks for."""
-        if self._waiting:
-            self._flush()
-        number = len(self._paths)
-        renamed = {}
-        for i, path in enumerate(self._paths, 1):
-            name = "model.safetensors" if number == 1 else f"model-{i:05d}-of-{number:05d}.safetensors"
-            renamed[path] = os.path.join(self.folder, name)
-            os.rename(path, renamed[path])
-        self.sums = {name: (renamed[path], value) for name, (path, value) in self.sums.items()}
-        if number > 1:
-            index = {"metadata": {"total_size": self._total}, "weight_map": {n: os.path.basename(p) for n, (p, _) in self.sums.items()}}
-            with open(os.path.join(self.folder, "model.safetensors.index.json"), "w", encoding="utf-8") as file:
-                json.dump(index, file, indent=1)
-
-
-def _sum(tensor: torch.Tensor) -> float:
-    """A sum over the bytes as 64-bit numbers where they can be seen so: exact, whatever the type."""
-    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    even = flat[: flat.numel() // 8 * 8]
-    return float(int(even.view(torch.int64).sum()) + int(flat[even.numel() :].to(torch.int64).sum())) if flat.numel() else 0.0
-
-
-def _compare(sums: dict[str, tuple[str, float]]) -> None:
+def _compare(sums: dict[str, tuple[str, int]]) -> None:
     """Read back what was written. Raises UserError where it is not the same: a full or failing disk."""
     by_file: dict[str, list[str]] = {}
     for name, (path, _) in sums.items():
@@ -278,18 +281,14 @@ def _compare(sums: dict[str, tuple[str, float]]) -> None:
     for path, names in by_file.items():
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in names:
-                if _sum(file.get_tensor(name)) != sums[name][1]:
+                if sum_of_bytes(file.get_tensor(name)) != sums[name][1]:
                     raise UserError(f"{name} reads back differently", code="export", where=path, why="the disk is full or failing")
 
 
-def _check_keys(base: Any, folder: str) -> None:
+def _check_keys(empty: Any, names: weights.Names, folder: str) -> None:
     """An empty model of the written configuration has exactly the written parameters."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     shapes = {name: tuple(p.shape) for name, p in empty.named_parameters()}
-    found = {weights.renamed(base, name): tuple(read().shape) for name, read in weights.readers(folder).items()}
+    found = {names.renamed(name): tuple(read().shape) for name, read in weights.readers(folder).items()}
     wrong = [name for name, shape in shapes.items() if found.get(name) != shape]
     if wrong:
         raise UserError(
@@ -297,9 +296,7 @@ def _check_keys(base: Any, folder: str) -> None:
         )
 
 
-def _save_config(base: Any, folder: str) -> None:
-    from copy import deepcopy
-
+def _saved_config(base: Any) -> Any:
     config = deepcopy(base.config)
     config.use_cache = True
     config.architectures = [type(base).__name__]
@@ -307,7 +304,7 @@ def _save_config(base: Any, folder: str) -> None:
         config.tie_word_embeddings = False  # the trained copies of embedding and head are two
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # merged weights are whole again
-    config.save_pretrained(folder)
+    return config
 
 
 def _write_beside(folder: str, source: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -42,10 +43,7 @@ def find_folder(name: str) -> str:
 
 def readers(folder: str) -> dict[str, Reader]:
     """A function for each tensor of the checkpoint that maps it into memory. Raises UserError where there is none, or it is damaged."""
-    found: dict[str, Reader] = {}
-    for path in _files(folder):
-        found.update(_readers_of(path))
-    return found
+    return {name: reader for path in _files(folder) for name, reader in _readers_of(path).items()}
 
 
 def _readers_of(path: str) -> Mapping[str, Reader]:
@@ -94,42 +92,68 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+class _Files:
+    """A checkpoint's files, each mapped from the first tensor that is read of it until `close`."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, Mapping[str, Reader]] = {}
+
+    def read(self, path: str, name: str) -> torch.Tensor:
+        if path not in self._opened:
+            self._opened[path] = _readers_of(path)
+        return self._opened[path][name]()
+
+    def close(self) -> None:
+        self._opened.clear()
+
+
 def load(model: Any, folder: str) -> None:
-    """Fill every parameter and saved buffer of `model` from `folder`, in place. Raises UserError that names what does not fit."""
-    found = {renamed(model, name): reader for name, reader in readers(folder).items()}
+    """Fill every parameter and saved buffer of `model` from `folder`, in place. Raises UserError that names what does not fit.
+
+    One file after the other, and none stays mapped: of the page cache, too, no more than a file is in this process.
+    """
+    paths = _files(folder)
+    to_model = Names(model)
+    found = {to_model.renamed(name): (path, name) for path in paths for name in _readers_of(path)}
     prefix = model.base_model_prefix + "."
-    targets = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     persistent = set(model.state_dict(keep_vars=True))
-    targets.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
-    missing = []
+    targets = parameters | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    wanted: dict[str, list[tuple[str, str]]] = {path: [] for path in paths}
+    missing = {}
     for name, target in targets.items():
-        reader = found.get(name) or found.get(name.removeprefix(prefix)) or found.get(prefix + name)
-        if reader is None:
-            missing.append(name)
-            continue
-        _fill(name, target, reader(), folder)
-    missing = [name for name in missing if name in dict(model.named_parameters())]
-    if not missing:
-        return
-    if not has_other_layout(model):
+        place = found.get(name) or found.get(name.removeprefix(prefix)) or found.get(prefix + name)
+        if place is None:
+            missing[name] = target
+        else:
+            wanted[place[0]].append((name, place[1]))
+    files = _Files()
+    for path, names in wanted.items():
+        for name, source in names:
+            _fill(name, targets[name], files.read(path, source), folder)
+        files.close()
+    if missing and to_model.converters:
+        _load_converted(model, to_model, missing, folder)
+    lost = [name for name in missing if name in parameters]
+    if lost:
         raise UserError(
-            f"the checkpoint lacks {len(missing)} of the model's parameters",
+            f"the checkpoint lacks {len(lost)} of the model's parameters",
             code="weights",
             where=folder,
-            why=f"no tensor is called {missing[0]!r}",
-            hint=did_you_mean(missing[0], found) or "is it a checkpoint of this model, and not an adapter?",
+            why=f"no tensor is called {lost[0]!r}",
+            hint=did_you_mean(lost[0], found) or "is it a checkpoint of this model, and not an adapter?",
         )
-    _load_converted(model, folder)
 
 
-def _shape(target: Any) -> tuple[int, ...]:
+def shape_of(target: Any) -> tuple[int, ...]:
+    """The whole shape of a parameter, partitioned or not."""
     return tuple(getattr(target, "ds_shape", target.shape))
 
 
 def _fill(name: str, target: Any, value: torch.Tensor, folder: str) -> None:
-    if _shape(target) != tuple(value.shape):
+    if shape_of(target) != tuple(value.shape):
         raise UserError(
-            f"the weights are not of the plan's model: {name} is {tuple(value.shape)}, the plan has {_shape(target)}",
+            f"the weights are not of the plan's model: {name} is {tuple(value.shape)}, the plan has {shape_of(target)}",
             code="weights-shape",
             where=folder,
             hint="plan with `--model` set to this folder",
@@ -150,37 +174,54 @@ def _fill(name: str, target: Any, value: torch.Tensor, folder: str) -> None:
             part.data.view(-1)[: piece.numel()].copy_(piece)
 
 
-def renamed(model: Any, name: str) -> str:
-    """The model's name of a tensor that checkpoints of its family call `name`."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
+class Names:
+    """What checkpoints of a model's family call its tensors, and make of them."""
 
-    for transform in get_model_conversion_mapping(model):
-        if isinstance(transform, WeightRenaming):
+    def __init__(self, model: Any) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        transforms = get_model_conversion_mapping(model)
+        self.renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+        # Where there are any, checkpoints hold other tensors than the model, not only other names: experts one by one, for example.
+        self.converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+
+    def renamed(self, name: str) -> str:
+        """The model's name of a tensor that checkpoints call `name`."""
+        for transform in self.renamings:
             name, _ = transform.rename_source_key(name)
-    return name
+        return name
 
 
-def has_other_layout(model: Any) -> bool:
-    """Whether checkpoints of this family have other tensors than the model, not only other names (experts one by one, for example)."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter
+def _load_converted(model: Any, names: Names, missing: dict[str, Any], folder: str) -> None:
+    """Fill those of `missing` that are made of other tensors, and take them out; one conversion's tensors are in memory at a time.
 
-    return any(isinstance(transform, WeightConverter) for transform in get_model_conversion_mapping(model))
+    The operations are transformers' own. They ask the model for shapes, which a partitioned one does not have: an empty one answers.
+    """
+    from transformers.core_model_loading import dot_natural_key, rename_source_key
+
+    empty = empty_model(model.config)
+    known = dict(empty.state_dict())
+    by_pattern = {pattern: converter for converter in names.converters for pattern in converter.source_patterns}
+    groups: dict[str, Any] = {}
+    files = _Files()
+    paths = {source: path for path in _files(folder) for source in _readers_of(path)}
+    for source in sorted(paths, key=dot_natural_key):
+        name, pattern = rename_source_key(source, names.renamings, names.converters, model.base_model_prefix, known)
+        if pattern is not None and name in known:
+            group = groups.setdefault(name, deepcopy(by_pattern[pattern]))
+            group.add_tensor(name, source, pattern, partial(files.read, paths[source], source))
+    for first, group in groups.items():
+        for name, made in group.convert(first, model=empty, config=empty.config).items():
+            if name in missing:
+                _fill(name, missing.pop(name), made[0] if isinstance(made, list) else made, folder)
+        del group
+        files.close()
 
 
-def _load_converted(model: Any, folder: str) -> None:
-    """Through transformers' own loading, which rearranges tensors: one rank of a node after the other, so one copy at a time."""
+def empty_model(config: Any) -> Any:
+    """A model of `config` that takes no memory: it knows names and shapes."""
     from transformers import AutoModelForCausalLM
 
-    local, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
-    for turn in range(size):
-        if turn == local:
-            whole = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
-            values = dict(whole.named_parameters())
-            for name, target in model.named_parameters():
-                if name not in values:
-                    raise UserError(f"the checkpoint lacks {name}", code="weights", where=folder)
-                _fill(name, target, values[name].data, folder)
-            del whole, values
-        dist.barrier()
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
