@@ -72,7 +72,7 @@ class Stage3Build(Build):
         params = [p for _, p in module.own_params()]
         category, cur.category = cur.category, "gathered_weights"
         for p in params:  # ``GatheredParameters`` around the copying
-            p.st = Storage(p.ds.partition_numel * self.world * p.item) if self.world > 1 else p.ds.tensor
+            p.st = _gathered(p, self.world, len(params))
         cur.category = category
         wrapper = super().copy(module)
         for p in params:
@@ -82,6 +82,16 @@ class Stage3Build(Build):
     def tied(self, module: Module, key: str, to: Param) -> None:
         self.garbage.append(getattr(module, key))
         setattr(module, key, to)
+
+
+def _gathered(p: Param, world: int, together: int) -> Storage:
+    """What ``param.all_gather()`` gives, of `together` parameters in one call.
+
+    Of several on one rank each is its partition (``_allgather_params_coalesced``); a single one is copied on one rank, too
+    (``_allgather_params_sequential``).
+    """
+    whole: Storage = p.ds.tensor if world == 1 and together > 1 else Storage(p.ds.partition_numel * world * p.item)
+    return whole
 
 
 class _Handle:
@@ -350,7 +360,7 @@ class Coordinator:
                 known.append(p)
                 self.uses.clear()
             category, cur.category = cur.category, "gathered_weights"
-            p.st = Storage(p.ds.partition_numel * self.world * p.item) if self.world > 1 else p.ds.tensor
+            p.st = _gathered(p, self.world, 1)
             cur.category = category
             p.ds.status = AVAILABLE
 
@@ -605,10 +615,9 @@ class Stage3:
             self.grad_partitions = Storage(sum(numels) * self.grad_item)
         c.category = "gathered_weights"
         for p in self.params:
-            if self.world > 1:
-                full = Storage(p.ds.partition_numel * self.world * p.item)
-                moved = Storage(p.ds.partition_numel * p.item) if self.offload_param else None
-                del full, moved
+            full = Storage(p.ds.partition_numel * self.world * p.item)
+            moved = Storage(p.ds.partition_numel * p.item) if self.offload_param else None
+            del full, moved
             p.hook = self._hook
         for module in self.model.modules():
             if module.zero_leaf:
@@ -713,10 +722,9 @@ class Stage3:
                 del flat
                 self.optimizer.step([n], key)
                 del grad
-        persistent = [p for p in self.all_params if p.ds.persist]
+        persistent = [p for p in self.all_params if p.ds.persist and p.ds.status == NOT_AVAILABLE]
         c.category = "gathered_weights"
         for p in persistent:
-            if p.ds.status == NOT_AVAILABLE:
-                p.st = Storage(p.ds.partition_numel * self.world * p.item) if self.world > 1 else p.ds.tensor
-                p.ds.status = AVAILABLE
+            p.st = _gathered(p, self.world, len(persistent))
+            p.ds.status = AVAILABLE
         c.category = "activations"
