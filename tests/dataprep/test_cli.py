@@ -153,6 +153,36 @@ def test_bad_data_exits_2_without_a_traceback(prepare: Run, tmp_path: Path, cont
     assert not (tmp_path / "out").exists()
 
 
+def test_utf16_is_told_as_such(prepare: Run, tmp_path: Path) -> None:
+    """What PowerShell writes with `>`."""
+    (tmp_path / "x.jsonl").write_bytes((json.dumps(GOOD) + "\n").encode("utf-16"))
+    outcome = prepare(str(tmp_path / "x.jsonl"))
+    assert outcome.code == 2
+    assert outcome.stderr.startswith(f"error[input]: {tmp_path / 'x.jsonl'} is UTF-16 text")
+
+
+def test_a_file_whose_name_is_not_utf8(prepare: Run, llmcheck: Run, jsonl: Rows, tmp_path: Path) -> None:
+    name = os.fsdecode(b"ro\xffws.jsonl")
+    path = str(jsonl(GOOD).rename(tmp_path / name))
+    outcome = prepare(path)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert "nothing has changed" in prepare(path).stdout
+    shown = llmcheck("data", "show", str(tmp_path / "out"), "--line", f"{path}:1")
+    assert (shown.code, "ro\\udcffws.jsonl:1" in shown.stdout) == (0, True)
+
+
+def test_thousands_of_files(llmcheck: Run, jsonl: Rows, tokenizer_folder: Path, tmp_path: Path) -> None:
+    """As a shell's pattern gives them: more text than one argument of a process may have (128 KiB)."""
+    jsonl(GOOD)
+    names = [f"{'a-name-of-some-length-' * 6}{number}.jsonl" for number in range(1100)]
+    for name in names:
+        (tmp_path / name).symlink_to("rows.jsonl")
+    words = ["--tokenizer", str(tokenizer_folder), "--seq-len", "64", "--out", "out", "--template", "belle", "--fast", "off"]
+    outcome = llmcheck("data", "prepare", *names, *words, cwd=tmp_path)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stdout.splitlines()[1].startswith("1,100 rows of 1,100")
+
+
 def test_a_missing_row_is_told(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
     prepare(str(jsonl(GOOD)))
     for words, message in (
@@ -223,6 +253,18 @@ def test_a_kill_in_the_middle_leaves_nothing_that_is_believed(
     assert (outcome.code, "written" in outcome.stdout) == (0, True)
     assert not scratch.exists()
     assert store.is_whole(str(tmp_path / "out"), store.read_manifest(str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_request_to_stop_ends_the_worker_too(jsonl: Rows, tokenizer_folder: Path, tmp_path: Path, sign: int) -> None:
+    """Sent to the command alone, as `kill` and schedulers do; SIGUSR1 is what a Slurm job's --signal often says."""
+    path = jsonl(*[{**GOOD, "output": "Blue, green and red. " * 200}] * 6000)
+    arguments = ["data", "prepare", str(path), "--tokenizer", str(tokenizer_folder), "--seq-len", "64", "--out", str(tmp_path / "out")]
+    process = start([*arguments, "--template", "belle", "--fast", "off"])
+    scratch = wait_for_scratch(tmp_path)
+    process.send_signal(sign)
+    assert process.wait(timeout=60) == 143
+    assert not scratch.exists()
 
 
 def test_a_killed_worker_is_told(jsonl: Rows, tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The process behind `llmcheck data` and `llmcheck train`: one JSON request as its argument; prints and exits as llmcheck does."""
+"""The process behind `llmcheck data` and `llmcheck train`: one JSON request on its standard input; prints and exits as llmcheck does."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class _TerminatedError(BaseException):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one request; returns the exit code. A bug is a traceback here: `llmcheck data` reports it as one."""
+    """Run one request ("-": on standard input); returns the exit code. A bug is a traceback here: `llmcheck data` reports it as one."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # no process is forked here after the first text is encoded
     try:
         _need_packages()
-        request: dict[str, Any] = json.loads(arguments[0])
+        request: dict[str, Any] = json.loads(sys.stdin.buffer.read() if arguments[0] == "-" else arguments[0])
         return {"prepare": _prepare, "show": _show, "ready": _ready}[request.pop("action")](request)
     except UserError as error:
         lines = [f"error[{error.code}]: {error.what}"]

@@ -113,7 +113,8 @@ class Writer:
                 file.close()
             whole = {**manifest, "files": files}
             with open(os.path.join(self.scratch, MANIFEST), "wb") as file:
-                file.write(json.dumps(whole, indent=1, ensure_ascii=False).encode() + b"\n")
+                # Names of files need not be UTF-8: what stands for such bytes in them becomes a JSON escape.
+                file.write(json.dumps(whole, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             _sync_folder(self.scratch)
