@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     settings = train.prepared_settings(args)
     path, plan_file = train.plan_of(args)
     train.check(plan_file, path, preflight.allowances(args.allow))
+    train.check_export(plan_file, settings)
     if args.target in ("deepspeed", "torchrun"):
         args.launcher = args.target
         argv, env = launcher.command(plan_file, path, settings, args)

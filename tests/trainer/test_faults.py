@@ -33,6 +33,14 @@ def test_an_edited_plan(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> N
     assert [answer["exit"] for answer in two.train(plan, data, tmp_path / "out", "--allow", "plan-edited")] == [0, 0]
 
 
+@pytest.mark.parametrize("export", ["adapter", "merged"])
+def test_a_result_that_the_method_does_not_have(export: str, two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.train(plan, data, tmp_path / "out", "--export", export)
+
+    assert [answer["code"] for answer in answers] == ["conflict"] * 2
+    assert not (tmp_path / "out").exists()  # before the training, not after it
+
+
 def test_another_number_of_ranks(one: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
     (answer,) = one.train(plan, data, tmp_path / "out")
 

@@ -136,6 +136,9 @@ def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path
         (["--data", "d", "--output", "o", "--allow", "LCM1O4=typed"], "did you mean"),
         (["--data", "d", "--output", "o", "--allow", "everything"], "does not know 'everything'"),
         (["--data", "d", "--output", "o", "--patience", "2"], "needs --eval-data"),
+        (["--data", "d", "--output", "o", "--eval-every", "2"], "needs --eval-data"),
+        (["--data", "d", "--output", "o", "--num-generations", "2"], "needs --eval-data"),
+        (["--data", "d", "--output", "o", "--export", "merged"], "--export merged does not go with the plan's method full"),
         (["--data", "d", "--output", "o\n--evil"], "cannot be printed"),
     ],
 )
