@@ -138,6 +138,24 @@ def train_with_free_bytes(argv: list[str], free: list[int]) -> dict[str, Any]:
         return train(argv)
 
 
+def train_and_kill_the_conversion(argv: list[str]) -> dict[str, Any]:
+    """The trainer whose converter of checkpoints is killed without a word, as by a system that wants memory."""
+    import subprocess
+    import sys
+
+    from llmcheck_trainer import checkpoint
+
+    def run(command: list[str], **more: Any) -> Any:
+        return subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **more)  # noqa: PLW1510 - given
+
+    kept = checkpoint.subprocess
+    checkpoint.subprocess = type("subprocess", (), {"run": staticmethod(run)})  # type: ignore[attr-defined,assignment]
+    try:
+        return train(argv)
+    finally:
+        checkpoint.subprocess = kept  # type: ignore[attr-defined]
+
+
 def train_without_patience(argv: list[str]) -> dict[str, Any]:
     """The trainer, waiting hardly any time for another run's ranks to end."""
     from llmcheck_trainer import claim

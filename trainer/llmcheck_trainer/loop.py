@@ -7,6 +7,7 @@ import gc
 import math
 import sys
 from collections import deque
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -144,7 +145,8 @@ def _train(
     meter.mark("init")
     adapters = recipe.lora is not None
     size = checkpoint.size_bytes(engine, adapters=adapters)
-    checkpoint.check_space(settings.output, size * (settings.keep + 1))
+    after = checkpoint.after_which(settings.output, found)
+    checkpoint.check_room(settings.output, size, keep=settings.keep, after=after)
     state = checkpoint.State(
         step=0,
         position=0,
@@ -158,9 +160,11 @@ def _train(
     if found is not None and resumed_from is not None:
         phase.name = "loading the checkpoint"
         checkpoint.load(engine, resumed_from, adapters=adapters)
-        state = checkpoint.State(**{**found.state.__dict__, "recipe": state.recipe})
+        state = _goes_on_from(found.state, state)
     if settings.compile:
         engine.compile()
+
+    aside = checkpoint.set_aside(settings.output, after=after) if rank == 0 else []
 
     trackers = Trackers(settings.trackers, settings.output, settings._asdict() if rank == 0 else None)
     progress = Progress(settings.output, plan.memory, plan.time, total=stream.limit, position=state.position, trackers=trackers)
@@ -170,6 +174,8 @@ def _train(
         + f"; {data.num_without_supervision() if rank == 0 else 0:,} rows without a token in the loss"
         + (f"; resumed at step {state.step}" if state.step else "")
     )
+    if aside:
+        progress.say(f"set aside in checkpoints/, since this run does not go on from there: {', '.join(aside)}")
     watch = guard.LossGuard(settings.output, stop_at_nan=settings.on_nan == "stop")
     total = torch.zeros((), dtype=torch.float32, device=device)
     pending: deque[Pending] = deque()
@@ -268,6 +274,13 @@ def _train(
         raise unsaved
     dist.barrier()
     return 0
+
+
+def _goes_on_from(saved: checkpoint.State, fresh: checkpoint.State) -> checkpoint.State:
+    """The state of a run that goes on from `saved`: of another run (--allow other-run), only what it learned and its step's number."""
+    if saved.run_identity == fresh.run_identity:
+        return replace(saved, recipe=fresh.recipe, plan_digest=fresh.plan_digest)
+    return replace(fresh, step=saved.step, num_tokens=saved.num_tokens)
 
 
 def _save(engine: Any, settings: TrainSettings, state: checkpoint.State, *, adapters: bool, needed: int) -> UserError | None:
