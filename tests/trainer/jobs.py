@@ -138,6 +138,36 @@ def train_with_free_bytes(argv: list[str], free: list[int]) -> dict[str, Any]:
         return train(argv)
 
 
+def train_with_bad_gradients(argv: list[str], first: int, last: int) -> dict[str, Any]:
+    """The trainer with NaN in the gradients, but not in the loss, from step `first` to step `last` of this call."""
+    from llmcheck_trainer import loop
+
+    original, number = loop.train_step, 0
+
+    def train_step(engine: Any, batches: Any, num_supervised: float, **more: Any) -> None:
+        nonlocal number
+        number += 1
+        original(engine, batches, float("nan") if first <= number <= last else num_supervised, **more)  # type: ignore[arg-type]
+
+    with replaced(loop, "train_step", train_step):
+        return train(argv)
+
+
+def train_and_lose_the_scale(argv: list[str]) -> dict[str, Any]:
+    """The trainer as DeepSpeed's loss scaling ends it."""
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    from llmcheck_trainer import loop
+
+    def train_step(*args: Any, **kwargs: Any) -> None:
+        at_its_minimum = {"init_scale": 1, "min_scale": 1, "scale_window": 1000, "delayed_shift": 1}
+        DynamicLossScaler(**at_its_minimum, consecutive_hysteresis=False, dtype=torch.half).update_scale(True)
+
+    with replaced(loop, "train_step", train_step):
+        return train(argv)
+
+
 def train_and_kill_the_conversion(argv: list[str]) -> dict[str, Any]:
     """The trainer whose converter of checkpoints is killed without a word, as by a system that wants memory."""
     import subprocess

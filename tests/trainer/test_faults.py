@@ -158,6 +158,63 @@ def test_a_loss_that_is_not_a_number_names_the_rows(two: Ranks, plan: Path, tmp_
     assert {"row": 13, "source": "file 0 line 14"} in bad["rows"]
 
 
+def strictly(text: str) -> list[dict[str, object]]:
+    """Lines of JSON as other programs read them: without NaN and Infinity, which Python alone writes."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def test_gradients_that_are_not_numbers_are_told_with_their_rows(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.call("train_with_bad_gradients", arguments(plan, data, tmp_path / "out", "--packing", "off"), 3, 3)
+    lines = strictly((tmp_path / "out" / "log.jsonl").read_text())
+    (bad,) = strictly((tmp_path / "out" / "bad_steps.jsonl").read_text())
+
+    assert [answer["exit"] for answer in answers] == [0, 0]
+    assert [(line["step"], line["grad_norm"]) for line in lines if line.get("event") == "gradient"] == [(3, "inf")]
+    assert (bad["step"], bad["kind"], len(bad["rows"])) == (3, "gradient", 4)  # type: ignore[arg-type]
+
+
+def test_a_run_whose_gradients_stay_bad_is_stopped(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    words = arguments(plan, data, tmp_path / "out", "--packing", "off", "--epochs", "4")
+    answers = two.call("train_with_bad_gradients", words, 2, 100)
+
+    assert [(answer["exit"], answer["code"]) for answer in answers] == [(1, "nan")] * 2
+    assert "10 steps in a row" in answers[0]["what"]
+    assert "up to step 11" in answers[0]["what"]
+
+
+def test_a_loss_scale_that_gives_up(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.call("train_and_lose_the_scale", arguments(plan, data, tmp_path / "out"))
+
+    assert [(answer["exit"], answer["code"]) for answer in answers] == [(1, "nan")] * 2
+    assert "--precision bf16" in answers[0]["hint"]
+
+
+def test_held_out_data_whose_loss_is_not_a_number_is_never_the_best(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = make_model(tmp_path / "broken", "llama", tie_word_embeddings=False)
+    state = load_file(broken / "model.safetensors")
+    state["model.embed_tokens.weight"][VOCAB - 1] = torch.nan
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    rows = [[token if token != VOCAB - 1 else 5 for token in row] for row in some_rows(20)]
+    held_out = make_data(tmp_path / "held-out", [[1, VOCAB - 1, 7, 8, 2]])
+    output = tmp_path / "out"
+    options = ["--weights", str(broken), "--eval-data", str(held_out), "--eval-every", "2", "--packing", "off"]
+    answers = two.train(plan, make_data(tmp_path / "rows", rows), output, *options)
+    evaluations = [line for line in strictly((output / "log.jsonl").read_text()) if line.get("event") == "evaluation"]
+    newest = max((output / "checkpoints").iterdir())
+
+    assert [answer["exit"] for answer in answers] == [0, 0], answers
+    assert {line["loss"] for line in evaluations} == {"nan"}
+    assert json.loads((output / "run.json").read_text())["progress"]["eval_loss"] is None
+    assert json.loads((newest / "checkpoint.json").read_text())["state"]["best_loss"] is None
+
+
 def test_running_out_of_memory_names_parts_and_levers(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
     answers = two.call("train_out_of_memory", arguments(plan, data, tmp_path / "out"))
     document = json.loads(plan.read_text())

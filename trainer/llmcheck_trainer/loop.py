@@ -41,6 +41,8 @@ def run(plan_file: PlanFile, plan_path: str, settings: TrainSettings) -> int:
     except Exception as error:
         if guard.is_lost_rank(error):
             raise guard.lost_rank(settings.output, phase.name, checkpoint.newest(settings.output), error) from error
+        if guard.is_lost_scale(error):
+            raise guard.lost_scale(settings.output, phase.name) from error
         if isinstance(error, OSError) and error.errno is not None:
             raise guard.file_error(phase.name, error) from error
         if not guard.is_out_of_memory(error):
@@ -176,7 +178,7 @@ def _train(
     )
     if aside:
         progress.say(f"set aside in checkpoints/, since this run does not go on from there: {', '.join(aside)}")
-    watch = guard.LossGuard(settings.output, stop_at_nan=settings.on_nan == "stop")
+    watch = guard.LossGuard(settings.output, stop_at_nan=settings.on_nan == "stop", scaled=recipe.precision == "fp16")
     total = torch.zeros((), dtype=torch.float32, device=device)
     pending: deque[Pending] = deque()
     outcome = "finished"
@@ -191,8 +193,9 @@ def _train(
                 done.arrived.synchronize()
             loss = float(done.values[0]) / max(done.num_supervised, 1)
             asked = asked or float(done.values[1]) > 0
-            kind = watch.look(done.step, loss, partial(_rows, stream, done), write=rank == 0)
-            progress.step(done.step, done.position, loss, done.lr, _number(done.grad_norm), done.num_tokens, done.num_padded, meter, kind)
+            norm = _number(done.grad_norm)
+            kind = watch.look(done.step, loss, norm, partial(_rows, stream, done), write=rank == 0)
+            progress.step(done.step, done.position, loss, done.lr, norm, done.num_tokens, done.num_padded, meter, kind)
         return asked
 
     step, position, tokens = state.step, state.position, state.num_tokens
@@ -228,8 +231,8 @@ def _train(
         if eval_now and held_out is not None:
             phase.name = "evaluation"
             result = evaluation.evaluate(engine, held_out, placement, device)
-            final_loss = result.loss
-            better = state.best_loss is None or result.loss < state.best_loss
+            final_loss = result.loss if math.isfinite(result.loss) else None
+            better = final_loss is not None and (state.best_loss is None or final_loss < state.best_loss)
             state = checkpoint.State(
                 **{
                     **state.__dict__,
