@@ -153,6 +153,43 @@ def train_with_bad_gradients(argv: list[str], first: int, last: int) -> dict[str
         return train(argv)
 
 
+def train_with_tracker(argv: list[str], fails_in: str) -> dict[str, Any]:
+    """The trainer with a tracker in tensorboard's place whose method `fails_in` raises; and how often it was told of a step."""
+    from accelerate import tracking
+
+    number = 0
+
+    class Tracker:
+        requires_logging_directory = False
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def start(self) -> None:
+            self._fail("start")
+
+        def store_init_configuration(self, config: dict[str, Any]) -> None:
+            assert config["trackers"] == "tensorboard"
+
+        def log(self, values: dict[str, Any], step: int) -> None:
+            nonlocal number
+            number += 1
+            self._fail("log")
+
+        def finish(self) -> None:
+            self._fail("finish")
+
+        def _fail(self, where: str) -> None:
+            if where == fails_in:
+                raise ConnectionError("no network\nand much more")
+
+    with (
+        replaced(tracking, "LOGGER_TYPE_TO_CLASS", {"tensorboard": Tracker}),
+        replaced(tracking, "get_available_trackers", lambda: ["tensorboard"]),
+    ):
+        return {**train(argv), "told": number}
+
+
 def train_and_lose_the_scale(argv: list[str]) -> dict[str, Any]:
     """The trainer as DeepSpeed's loss scaling ends it."""
     import torch

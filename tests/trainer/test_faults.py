@@ -230,5 +230,21 @@ def test_running_out_of_memory_names_parts_and_levers(two: Ranks, plan: Path, da
 def test_an_unknown_tracker(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
     answers = two.train(plan, data, tmp_path / "out", "--trackers", "tensorbord")
 
-    assert answers[0]["code"] == "tracker"
+    assert [answer["code"] for answer in answers] == ["tracker"] * 2
     assert "tensorboard" in answers[0]["hint"]
+    assert not (tmp_path / "out").exists()  # before anything is loaded
+
+
+@pytest.mark.parametrize("fails_in", ["log", "finish"])
+def test_a_tracker_that_fails_does_not_end_the_run(fails_in: str, two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.call("train_with_tracker", arguments(plan, data, tmp_path / "out", "--trackers", "tensorboard"), fails_in)
+
+    assert [answer["exit"] for answer in answers] == [0, 0]
+    assert answers[0]["told"] == (1 if fails_in == "log" else len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) - 1)
+
+
+def test_a_tracker_that_does_not_start(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.call("train_with_tracker", arguments(plan, data, tmp_path / "out", "--trackers", "tensorboard"), "start")
+
+    assert [answer["code"] for answer in answers] == ["tracker"] * 2
+    assert answers[0]["why"] == "ConnectionError: no network"

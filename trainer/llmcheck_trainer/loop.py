@@ -17,13 +17,12 @@ import torch.distributed as dist
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
-from llmcheck_trainer import checkpoint, claim, evaluation, export, guard, identity, model, receipt, varlen
+from llmcheck_trainer import checkpoint, claim, evaluation, export, guard, identity, model, receipt, trackers, varlen
 from llmcheck_trainer.data import Prepared, Shape, Stream
 from llmcheck_trainer.engine import build_engine, set_lr, start_process_group, train_step
 from llmcheck_trainer.placement import choose_packing, placement_of
 from llmcheck_trainer.progress import Progress
 from llmcheck_trainer.schedule import learning_rate
-from llmcheck_trainer.trackers import Trackers
 
 DEFAULT_LR = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}  # where neither --lr nor the plan's configuration says one
 NUM_GUARDED_STEPS = 2  # at full length: the second is the first with Adam's states in memory, and so has the run's peak
@@ -95,6 +94,7 @@ def _train(
     checks = identity.Checks(settings.allow, kept=plan_file.allowed_codes(), speak=rank == 0)
     identity.check_plan(plan_file, plan_path, world, checks)
     identity.check_export(recipe, settings.export)
+    trackers.wanted(settings.trackers)
     data = Prepared(settings.data)
     cut = data.check_lengths(recipe.seq_len)
     if cut is not None:
@@ -168,8 +168,8 @@ def _train(
 
     aside = checkpoint.set_aside(settings.output, after=after) if rank == 0 else []
 
-    trackers = Trackers(settings.trackers, settings.output, settings._asdict() if rank == 0 else None)
-    progress = Progress(settings.output, plan.memory, plan.time, total=stream.limit, position=state.position, trackers=trackers)
+    told = trackers.Trackers(settings.trackers, settings.output, settings._asdict() if rank == 0 else None)
+    progress = Progress(settings.output, plan.memory, plan.time, total=stream.limit, position=state.position, trackers=told)
     progress.start(
         f"{plan.model.name}, {recipe.method}, ZeRO-{recipe.zero_stage}, {world} ranks; {len(data):,} rows"
         + (f" in {len(stream):,} packed sequences" if packing else "")
