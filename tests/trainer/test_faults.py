@@ -106,6 +106,16 @@ def test_data_that_was_cut_off(two: Ranks, plan: Path, data: Path, tmp_path: Pat
     assert "tokens.bin" in answers[0]["why"]
 
 
+@pytest.mark.parametrize(
+    "change", [{"tokenizer": None}, {"files": {"tokens.bin": 1}}, {"token_dtype": []}, {"num_rows": "many"}, {"files": 7}]
+)
+def test_a_manifest_of_other_types(change: dict[str, object], two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({**manifest, **change}))
+
+    assert [answer["code"] for answer in two.train(plan, data, tmp_path / "out")] == ["data"] * 2
+
+
 def test_nothing_in_the_loss(two: Ranks, plan: Path, tmp_path: Path) -> None:
     rows = some_rows(4)
     data = make_data(tmp_path / "silent", rows, [[0] * len(row) for row in rows])
