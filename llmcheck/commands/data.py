@@ -180,10 +180,12 @@ def call(request: dict[str, Any], *, command: str = "llmcheck data") -> int:
         running.append(process)
         if asked:
             process.terminate()
-        code = _answer(process, json.dumps(request).encode())
+        code, interrupted = _answer(process, json.dumps(request).encode())
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if code == 0 and (asked or interrupted):  # it was done already, or did not hear: whoever asked wants nothing more to begin
+        return 128 + signal.SIGINT if interrupted else 128 + signal.SIGTERM
     if code == 1:  # a traceback, which it printed
         raise RuntimeError("the process that prepares data failed")
     if code == -signal.SIGKILL:
@@ -197,16 +199,21 @@ def call(request: dict[str, Any], *, command: str = "llmcheck data") -> int:
     return code if code >= 0 else 128 - code
 
 
-def _answer(process: subprocess.Popen[bytes], text: bytes) -> int:
-    """Hand `text` to the process, and wait for its exit code. At Ctrl-C the process got it too, clears away and ends."""
+def _answer(process: subprocess.Popen[bytes], text: bytes) -> tuple[int, bool]:
+    """Hand `text` to the process, and wait for its exit code; whether Ctrl-C was pressed: then it got it too, clears away and ends."""
     assert process.stdin is not None
-    with suppress(BrokenPipeError, KeyboardInterrupt):  # it has ended before it read; its exit code says why
+    interrupted = False
+    try:
         process.stdin.write(text)
         process.stdin.flush()
+    except BrokenPipeError:  # it has ended before it read; its exit code says why
+        pass
+    except KeyboardInterrupt:
+        interrupted = True
     with suppress(BrokenPipeError):
         process.stdin.close()
     while True:
         try:
-            return process.wait()
+            return process.wait(), interrupted
         except KeyboardInterrupt:  # noqa: PERF203 - as often as somebody presses the keys
-            continue
+            interrupted = True

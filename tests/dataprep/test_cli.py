@@ -267,6 +267,39 @@ def test_a_request_to_stop_ends_the_worker_too(jsonl: Rows, tokenizer_folder: Pa
     assert not scratch.exists()
 
 
+# The interpreter drops what is raised in such a callback; one runs at the end of each import.
+IN_A_CALLBACK = """
+import os, signal, sys, time, weakref
+from llmcheck_trainer.dataprep import __main__ as worker
+
+class Thing:
+    pass
+
+def callback(_):
+    os.kill(os.getpid(), {number})
+    for _ in range(1000):
+        pass
+
+def prepare(request):
+    thing = Thing()
+    held = weakref.ref(thing, callback)
+    del thing
+    time.sleep(20)
+    return 0
+
+worker._prepare = prepare
+sys.exit(worker.main(['{{"action": "prepare"}}']))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_request_to_stop_is_heard_wherever_it_comes(number: signal.Signals, code: int) -> None:
+    program = IN_A_CALLBACK.format(number=int(number))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+
+    assert (done.returncode, done.stderr) == (code, "")
+
+
 def test_a_killed_worker_is_told(jsonl: Rows, tokenizer_folder: Path, tmp_path: Path) -> None:
     path = jsonl(*[{**GOOD, "output": "Blue, green and red. " * 200}] * 6000)
     arguments = ["data", "prepare", str(path), "--tokenizer", str(tokenizer_folder), "--seq-len", "64", "--out", str(tmp_path / "out")]

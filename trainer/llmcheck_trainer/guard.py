@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import statistics
 from collections import deque
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import torch
@@ -83,21 +81,6 @@ class LossGuard:
             return False
         mean, deviation = statistics.fmean(self.recent), statistics.pstdev(self.recent)
         return loss > max(mean + SPIKE_DEVIATIONS * deviation, SPIKE_MIN_RATIO * mean)
-
-
-class StopRequest:
-    """SIGTERM, SIGUSR1 and Ctrl-C ask the run to save and stop after the step that it is in; a second Ctrl-C ends it at once."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.wanted = True
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -23,18 +23,22 @@ from llmcheck_trainer.engine import build_engine, set_lr, start_process_group, t
 from llmcheck_trainer.placement import choose_packing, placement_of
 from llmcheck_trainer.progress import Progress
 from llmcheck_trainer.schedule import learning_rate
+from llmcheck_trainer.stopping import StopRequest
 
 DEFAULT_LR = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}  # where neither --lr nor the plan's configuration says one
 NUM_GUARDED_STEPS = 2  # at full length: the second is the first with Adam's states in memory, and so has the run's peak
 
 
-def run(plan_file: PlanFile, plan_path: str, settings: TrainSettings) -> int:
-    """Run the plan; returns the exit code. Raises UserError for what is the user's to mend, RunFailedError where the run had to stop."""
+def run(plan_file: PlanFile, plan_path: str, settings: TrainSettings, stop: StopRequest | None = None) -> int:
+    """Run the plan; returns the exit code. `stop`: what takes requests to stop already.
+
+    Raises UserError for what is the user's to mend, RunFailedError where the run had to stop.
+    """
     device = start_process_group()
     phase = Phase("loading")
     try:
         with contextlib.ExitStack() as held:
-            return _train(plan_file, plan_path, settings, device, phase, held)
+            return _train(plan_file, plan_path, settings, device, phase, held, stop or StopRequest())
     except UserError:
         raise
     except Exception as error:
@@ -83,12 +87,17 @@ class Pending(NamedTuple):
 
 
 def _train(
-    plan_file: PlanFile, plan_path: str, settings: TrainSettings, device: torch.device, phase: Phase, held: contextlib.ExitStack
+    plan_file: PlanFile,
+    plan_path: str,
+    settings: TrainSettings,
+    device: torch.device,
+    phase: Phase,
+    held: contextlib.ExitStack,
+    stop: StopRequest,
 ) -> int:
     plan, recipe = plan_file.plan, plan_file.plan.recipe
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(settings.seed)
-    stop = guard.StopRequest()
 
     # What must agree comes first: nothing is loaded for a run that would be the wrong one.
     checks = identity.Checks(settings.allow, kept=plan_file.allowed_codes(), speak=rank == 0)
