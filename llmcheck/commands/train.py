@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     path, plan_file = plan_of(args)
     check(plan_file, path, allowed)
     check_export(plan_file, settings)
+    _check_resume(settings)
     argv, env = launcher.command(plan_file, path, settings, args)
     held = None
     if not args.dry_run:
@@ -334,6 +335,17 @@ def check_export(plan_file: PlanFile, settings: TrainSettings) -> None:
         where="--export",
         hint="--export adapter, or merged" if adapters else "--export model; only adapters are exported as adapter or merged",
     )
+
+
+def _check_resume(settings: TrainSettings) -> None:
+    if settings.resume not in ("auto", "never") and not os.path.isdir(settings.resume):
+        raise UserError(
+            f"there is no checkpoint {settings.resume}",
+            code="checkpoint",
+            where=f"--resume {settings.resume}",
+            why="it is no folder here",
+            hint="checkpoints/step-N of an output folder; --resume auto takes the newest whole one of --output",
+        )
 
 
 def _show(argv: list[str], env: dict[str, str], plan_file: PlanFile) -> None:

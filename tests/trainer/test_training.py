@@ -244,5 +244,19 @@ def test_a_run_that_no_longer_improves_stops(two: Ranks, folders: dict[str, Path
         "continue",
     ]
     two.train(plan, data, tmp_path / "out", *options)
+    outcomes = [json.loads((tmp_path / "out" / "run.json").read_text())["outcome"]]
+    steps = steps_of(tmp_path / "out")
+    two.train(plan, data, tmp_path / "out", *options)  # as a scheduler starts it again
+    outcomes.append(json.loads((tmp_path / "out" / "run.json").read_text())["outcome"])
 
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["outcome"] == "stopped-early"
+    assert outcomes == ["stopped-early"] * 2
+    assert steps_of(tmp_path / "out") == steps
+
+
+def test_a_part_of_an_epoch_is_no_row_longer_than_it_says(one: Ranks, folders: dict[str, Path], tmp_path: Path) -> None:
+    """In floating point, 0.07 times 100 is more than 7."""
+    plan = make_plan(tmp_path / "plan.json", folders["llama"], gpus=1)
+    hundred = make_data(tmp_path / "hundred", some_rows(100))
+    one.train(plan, hundred, tmp_path / "out", "--epochs", "0.07", "--packing", "off")
+
+    assert steps_of(tmp_path / "out")[-1]["position"] == 7

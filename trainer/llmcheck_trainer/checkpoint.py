@@ -22,7 +22,7 @@ from deepspeed.checkpoint import constants
 
 from llmcheck.errors import UserError
 from llmcheck.types import TrainingRecipe
-from llmcheck.units import gib
+from llmcheck.units import human_bytes
 from llmcheck_trainer.guard import RunFailedError, is_out_of_memory
 
 SCHEMA = "llmcheck.checkpoint/1"
@@ -265,7 +265,7 @@ def check_space(output: str, needed_bytes: int) -> None:
     free = shutil.disk_usage(output).free
     if free < needed_bytes:
         raise UserError(
-            f"no room for checkpoints: {gib(needed_bytes)} needed, {gib(free)} free",
+            f"no room for checkpoints: {human_bytes(needed_bytes)} needed, {human_bytes(free)} free",
             code="disk-full",
             where=f"--output {output}",
             hint="free space, name another place, or lower --keep",

@@ -120,7 +120,7 @@ def _train(
     # The native allocator fragments where lengths differ, and the plan counts on equal ones.
     full_length = recipe.allocator == "native"
     stream = Stream(data, recipe.seq_len, shape, packing=packing, seed=settings.seed, pad_id=pad_id, full_length=full_length)
-    stream.limit = math.ceil(settings.epochs * len(stream))
+    stream.limit = math.ceil(round(settings.epochs * len(stream), 6))  # 0.07 of 100 are 7, not the 7.000000000000001 of the product
     if settings.max_steps:
         stream.limit = min(stream.limit, settings.max_steps * shape.global_batch)
     held_out = evaluation.load(settings, recipe, shape, pad_id)
@@ -190,7 +190,8 @@ def _train(
     watch = guard.LossGuard(settings.output, stop_at_nan=settings.on_nan == "stop", scaled=recipe.precision == "fp16")
     total = torch.zeros((), dtype=torch.float32, device=device)
     pending: deque[Pending] = deque()
-    outcome = "finished"
+    # Started again after its end it only writes the model, as a run does that came to the end of its data.
+    outcome = "stopped-early" if settings.patience and state.bad_evaluations >= settings.patience else "finished"
     unsaved: UserError | None = None
 
     def settle() -> bool:
@@ -210,7 +211,7 @@ def _train(
     step, position, tokens = state.step, state.position, state.num_tokens
     final_loss: float | None = None
     gc.collect()
-    while position < stream.limit:
+    while position < stream.limit and outcome == "finished":
         guarded = meter.step < NUM_GUARDED_STEPS
         phase.name = f"step {step + 1}" + (" at full length" if guarded else "")
         batches, num_supervised, num_tokens = stream.step(position, full_length=guarded)
@@ -268,8 +269,6 @@ def _train(
                 checkpoint.prune(settings.output, keep=settings.keep, best_step=state.best_step)
         if eval_now or save_now:
             meter.pause()
-        if outcome != "finished":
-            break
     settle()
 
     if outcome == "finished" or outcome == "stopped-early":
