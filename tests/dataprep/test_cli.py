@@ -153,6 +153,22 @@ def test_bad_data_exits_2_without_a_traceback(prepare: Run, tmp_path: Path, cont
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("config", [{"eos_token": "\ud800"}, {"chat_template": "{{ messages }}\udfff"}])
+def test_half_characters_of_a_tokenizer_are_told(
+    llmcheck: Run, jsonl: Rows, with_config: Run, tmp_path: Path, config: dict[str, str]
+) -> None:
+    folder = with_config()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "pad_token": "<pad>", **config}))
+    words = ["--tokenizer", str(folder), "--seq-len", "64", "--out", str(tmp_path / "out")]
+    outcome = llmcheck("data", "prepare", str(jsonl(GOOD)), *words)
+    assert (outcome.code, outcome.stderr.splitlines()[0]) == (2, "error[tokenizer]: tokenizer_config.json holds half of a character")
+
+
+def test_a_padding_token_that_is_no_text_is_told(prepare: Run, jsonl: Rows) -> None:
+    outcome = prepare(str(jsonl(GOOD)), "--pad-token", os.fsdecode(b"\xff"))
+    assert (outcome.code, outcome.stderr.splitlines()[0]) == (2, "error[tokenizer]: --pad-token is not UTF-8 text")
+
+
 def test_utf16_is_told_as_such(prepare: Run, tmp_path: Path) -> None:
     """What PowerShell writes with `>`."""
     (tmp_path / "x.jsonl").write_bytes((json.dumps(GOOD) + "\n").encode("utf-16"))
