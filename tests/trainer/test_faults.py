@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,33 @@ def test_weights_that_are_cut_off(two: Ranks, plan: Path, data: Path, model: Pat
     answers = two.train(plan, data, tmp_path / "out", "--weights", str(broken))
 
     assert [answer["code"] for answer in answers] == ["weights"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("model.safetensors.index.json", "{", "weights"),
+        ("model.safetensors.index.json", '{"weight_map": 5}', "weights"),
+        ("config.json", "{", "weights"),
+        ("config.json", "[]", "weights"),
+        ("config.json", {"hidden_size": "wide"}, "weights"),
+        ("config.json", {"rope_parameters": {"rope_type": "none"}}, "weights-model"),
+        ("tokenizer_config.json", "{}", "tokenizer"),
+        ("tokenizer_config.json", "{", "tokenizer"),
+    ],
+)
+def test_files_of_a_model_that_are_not_what_they_should_be(
+    name: str, content: str | dict[str, object], code: str, one: Ranks, model: Path, data: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(tmp_path / "plan.json", model, gpus=1)
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads((model / name).read_text()), **content})
+    (broken / name).write_text(content)
+    (answer,) = one.train(plan, data, tmp_path / "out", "--weights", str(broken))
+
+    assert (answer["exit"], answer["code"]) == (2, code)
+    assert answer["why"]
 
 
 def test_rows_longer_than_the_plan(two: Ranks, plan: Path, tmp_path: Path) -> None:

@@ -139,7 +139,16 @@ def check_same_tokenizer(folder: str, data: Prepared, load: Callable[[str], Any]
         return
     if not os.path.isfile(os.path.join(folder, "tokenizer_config.json")):
         return
-    tokenizer = load(folder)
+    try:
+        tokenizer = load(folder)
+    except Exception as reason:  # a stranger's files, and several libraries that read them
+        raise UserError(
+            f"the tokenizer in {folder} cannot be loaded",
+            code="tokenizer",
+            where=folder,
+            why=f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:300]}",
+            hint="`llmcheck doctor --tokenizer DIR` says more",
+        ) from reason
     found = {"vocab_size": len(tokenizer), "eos_id": tokenizer.eos_token_id, "bos_id": tokenizer.bos_token_id}
     differing = {
         key: (data.tokenizer[key], value)
