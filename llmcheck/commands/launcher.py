@@ -18,6 +18,9 @@ PORT = 29500  # torchrun's own default
 def command(plan_file: PlanFile, path: str, settings: TrainSettings, args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """The launcher's argument list and the environment to start it in."""
     cluster = plan_file.plan.cluster
+    if args.rendezvous is not None and (args.launcher != "torchrun" or cluster.num_nodes == 1):
+        why = "only torchrun's nodes meet" if args.launcher != "torchrun" else "the plan has one node, which meets nobody"
+        raise UserError("--rendezvous has no meaning here", code="conflict", where="--rendezvous", why=why, hint="leave it out")
     hosts = _hosts(args.hostfile, cluster.num_nodes, cluster.gpus_per_node)
     words = ["--plan", path, *words_of(settings)]
     env = dict(plan_file.launch.env)

@@ -144,6 +144,8 @@ def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path
         (["--data", "d", "--output", "o", "--eval-every", "2"], "needs --eval-data"),
         (["--data", "d", "--output", "o", "--num-generations", "2"], "needs --eval-data"),
         (["--data", "d", "--output", "o", "--export", "merged"], "--export merged does not go with the plan's method full"),
+        (["--data", "d", "--output", "o", "--rendezvous", "a:1"], "only torchrun's nodes meet"),
+        (["--data", "d", "--output", "o", "--rendezvous", "a:1", "--launcher", "torchrun"], "which meets nobody"),
         (["--data", "d", "--output", "o", "--resume", "nowhere"], "error[checkpoint]: there is no checkpoint"),
         (["--data", "d", "--output", "o\n--evil"], "cannot be printed"),
     ],
