@@ -218,6 +218,27 @@ def test_damaged_data_is_not_shown(llmcheck: Run, prepare: Run, jsonl: Rows, tmp
     assert (outcome.code, outcome.stderr.splitlines()[0]) == (2, "error[data]: the prepared data is damaged")
 
 
+def test_an_edited_manifest_is_told(prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    from llmcheck.console import Terminal
+    from llmcheck.errors import UserError
+    from llmcheck_trainer.dataprep.show import Request, show
+
+    prepare(str(jsonl(GOOD)))
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    told = []
+    for key in ("dropped", "lengths", "tokenizer", "sources", "template", "truncated", "num_source_rows"):
+        without = {name: value for name, value in manifest.items() if name != key}
+        for changed in (without, {**without, key: None}, {**without, key: {}}, {**without, key: "x"}):
+            path.write_text(json.dumps(changed))
+            try:
+                show(Request(path=str(tmp_path / "out")), Terminal(colour=False))
+            except UserError as error:
+                told.append((key, error.what))
+    assert {key for key, _ in told} == {"dropped", "lengths", "tokenizer", "sources", "template", "truncated", "num_source_rows"}
+    assert {what for _, what in told} == {"the prepared data is damaged"}
+
+
 def test_missing_packages_exit_3_with_the_extra_to_install(prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
     """Plays an interpreter without the package tokenizers."""
     code = (

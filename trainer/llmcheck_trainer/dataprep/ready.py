@@ -185,8 +185,8 @@ def _fail(error: UserError, wanted: Wanted) -> None:
 
 def _warn_of_shared(train: _Found, held_out: _Found) -> None:
     """Rows that are learnt say nothing about rows that are not."""
-    sums = {source["sha256"]: source["path"] for source in train.manifest["sources"] if source.get("sha256")}
-    shared = [source["path"] for source in held_out.manifest["sources"] if source.get("sha256") in sums]
+    sums = {source["sha256"]: source["path"] for source in _sources(train) if source.get("sha256")}
+    shared = [source["path"] for source in _sources(held_out) if source.get("sha256") in sums]
     shared += [file for file in held_out.files if any(_is_same(file, other) for other in train.files) and file not in shared]
     if not shared and train.manifest["files"][store.TOKENS] == held_out.manifest["files"][store.TOKENS]:
         shared = ["all of it"] if train.manifest["files"][store.TOKENS]["num_bytes"] else []
@@ -198,6 +198,12 @@ def _warn_of_shared(train: _Found, held_out: _Found) -> None:
                 "  hint: hold other rows out",
             ]
         )
+
+
+def _sources(found: _Found) -> list[Mapping[str, Any]]:
+    """The sources that the manifest names; one of a folder may have been edited."""
+    listed = found.manifest.get("sources")
+    return [each for each in listed if isinstance(each, dict) and "path" in each] if isinstance(listed, list) else []
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -234,6 +234,12 @@ def is_whole(path: str, manifest: Mapping[str, Any]) -> bool:
     return True
 
 
+def damaged(path: str, reason: Exception) -> UserError:
+    """The error of a folder whose manifest is not what a preparation writes, or does not go with its files."""
+    why = f"{MANIFEST} lacks {reason}" if isinstance(reason, KeyError) else str(reason)
+    return UserError("the prepared data is damaged", code="data", where=path, why=why, hint="prepare it again")
+
+
 class Reader:
     """Rows of a folder, mapped into memory. Raises UserError when the files' sizes are not those of the manifest."""
 
@@ -246,8 +252,11 @@ class Reader:
             for name, size in sizes.items():
                 if os.path.getsize(os.path.join(path, name)) != size:
                     raise ValueError(f"{name} is not {size} bytes long")
+            said = self.manifest["tokenizer"]
+            if not isinstance(said["vocab_size"], int) or not isinstance(said["digest"], str):
+                raise TypeError("its tokenizer is not described")
         except (KeyError, TypeError, ValueError, OSError) as reason:
-            raise UserError("the prepared data is damaged", code="data", where=path, why=str(reason), hint="prepare it again") from reason
+            raise damaged(path, reason) from reason
         self.num_rows = num_rows
         self._tokens = _mapped(os.path.join(path, TOKENS), dtype)
         self._supervised = _mapped(os.path.join(path, SUPERVISED), np.dtype(np.uint8))
