@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ FILE_SHIFT = 48  # of source.bin: a line number has 48 bits, the file's place in
 MAX_FILES = 1 << 15
 MAX_MANIFEST_BYTES = 16 << 20
 _LOCK = ".lock"
+_MAKING_S = 60.0  # a scratch folder has its lock an instant after it is made
 _TOKENS_AT_A_TIME = 1 << 24  # bounds the memory of a pass over all tokens
 
 
@@ -183,11 +185,18 @@ def clear_away(folder: str, name: str) -> None:
             with open(os.path.join(path, _LOCK), "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
-        except FileNotFoundError:  # being made, or replaced data that a killed run left
-            if os.path.isfile(os.path.join(path, MANIFEST)):
+        except FileNotFoundError:  # being made, replaced data that a killed run left, or of a run killed before it took the lock
+            if os.path.isfile(os.path.join(path, MANIFEST)) or _age_s(path) > _MAKING_S:
                 shutil.rmtree(path, ignore_errors=True)
         except OSError:  # in use
             continue
+
+
+def _age_s(path: str) -> float:
+    try:
+        return time.time() - os.stat(path).st_mtime
+    except OSError:  # it is gone
+        return 0.0
 
 
 def _sync_folder(path: str) -> None:
