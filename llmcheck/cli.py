@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+_MAX_ARGUMENTS_CHARS = 2000  # of them that the block about a bug repeats; a shell's pattern can stand for thousands of files
 
 
 class Parser(argparse.ArgumentParser):
@@ -197,7 +198,7 @@ def _report_bug(bug: Exception, args: list[str]) -> None:
         f"bug: {type(bug).__name__}: {bug}",
         "  llmcheck failed; your input may be fine. Please report this block:",
         f"  llmcheck {__version__}, Python {platform.python_version()}, {sys.platform}",
-        f"  arguments: {args!r}",
+        f"  arguments: {repr(args)[:_MAX_ARGUMENTS_CHARS]}",
         *[f"  at {os.path.basename(os.path.dirname(f.filename))}/{os.path.basename(f.filename)}:{f.lineno} in {f.name}" for f in frames],
     ]
     try:

@@ -6,11 +6,15 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcheck.commands.values import choice, whole
 from llmcheck.errors import UserError
+
+if TYPE_CHECKING:
+    import subprocess
 
 MODULE = "llmcheck_trainer.dataprep"
 ACTIONS = ("prepare", "show")
@@ -158,16 +162,30 @@ def call(request: dict[str, Any], *, command: str = "llmcheck data") -> int:
 
     # The same packages as this process, and nothing from the current folder unless this process has it too.
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    argv = [sys.executable, "-m", MODULE, json.dumps(request)]
-    process = subprocess.Popen(argv, env=environment)
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    while True:
-        try:
-            code = process.wait()
-            break
-        except KeyboardInterrupt:  # the other process got it too, clears away and ends
-            continue
-    signal.signal(signal.SIGTERM, before)
+    running: list[subprocess.Popen[bytes]] = []
+    asked = False
+
+    def stop(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        for process in running:
+            process.terminate()
+
+    # What a scheduler sends before it kills, or a terminal that closes, would end this process alone and leave the other at work.
+    numbers = [number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        # By a pipe: one argument holds 128 KiB, the names of some thousand files.
+        process = subprocess.Popen([sys.executable, "-m", MODULE, "-"], env=environment, stdin=subprocess.PIPE)
+        running.append(process)
+        if asked:
+            process.terminate()
+        code, interrupted = _answer(process, json.dumps(request).encode())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code == 0 and (asked or interrupted):  # it was done already, or did not hear: whoever asked wants nothing more to begin
+        return 128 + signal.SIGINT if interrupted else 128 + signal.SIGTERM
     if code == 1:  # a traceback, which it printed
         raise RuntimeError("the process that prepares data failed")
     if code == -signal.SIGKILL:
@@ -179,3 +197,23 @@ def call(request: dict[str, Any], *, command: str = "llmcheck data") -> int:
             hint="run it again: nothing half-written is left that a later run would take for data",
         )
     return code if code >= 0 else 128 - code
+
+
+def _answer(process: subprocess.Popen[bytes], text: bytes) -> tuple[int, bool]:
+    """Hand `text` to the process, and wait for its exit code; whether Ctrl-C was pressed: then it got it too, clears away and ends."""
+    assert process.stdin is not None
+    interrupted = False
+    try:
+        process.stdin.write(text)
+        process.stdin.flush()
+    except BrokenPipeError:  # it has ended before it read; its exit code says why
+        pass
+    except KeyboardInterrupt:
+        interrupted = True
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    while True:
+        try:
+            return process.wait(), interrupted
+        except KeyboardInterrupt:  # noqa: PERF203 - as often as somebody presses the keys
+            interrupted = True

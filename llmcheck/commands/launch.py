@@ -22,11 +22,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _name(text: str) -> str:
-    """A name that all of them take: Kubernetes is the strictest (RFC 1123)."""
+    """A name that all of them take: a Service of Kubernetes is the strictest (RFC 1035)."""
     import re
 
-    if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", text) is None:
-        raise UserError(f"--name cannot be {text[:60]!r}", code="usage", where="--name", hint="lower-case letters, digits and hyphens")
+    if re.fullmatch(r"[a-z]([-a-z0-9]{0,40}[a-z0-9])?", text) is None:
+        hint = "lower-case letters, digits and hyphens, a letter first"
+        raise UserError(f"--name cannot be {text[:60]!r}", code="usage", where="--name", hint=hint)
     return text
 
 
@@ -34,9 +35,11 @@ def run(args: argparse.Namespace) -> int:
     """Print it; returns 0. Raises UserError when the plan or an option is missing."""
     if args.target is None:
         raise UserError("--for is missing", code="usage", where="llmcheck launch", hint="one of " + ", ".join(TARGETS))
+    _check_target(args)
     settings = train.prepared_settings(args)
     path, plan_file = train.plan_of(args)
     train.check(plan_file, path, preflight.allowances(args.allow))
+    train.check_export(plan_file, settings)
     if args.target in ("deepspeed", "torchrun"):
         args.launcher = args.target
         argv, env = launcher.command(plan_file, path, settings, args)
@@ -55,3 +58,19 @@ def run(args: argparse.Namespace) -> int:
     )
     emit({"slurm": jobs.slurm, "kubernetes": jobs.kubernetes, "skypilot": jobs.skypilot}[args.target](job))
     return 0
+
+
+def _check_target(args: argparse.Namespace) -> None:
+    """Raises UserError for options that what is written would not have in it."""
+    command = args.target in ("deepspeed", "torchrun")
+    without = {
+        "launcher": "--for says it",
+        "hostfile": "" if command else "the cluster's own system says which nodes there are",
+        "rendezvous": "" if args.target == "torchrun" else "the nodes meet where that system puts the first one",
+        "name": "a command has none" if command else "",
+        "image": "" if args.target in ("kubernetes", "skypilot") else "it runs in no container",
+    }
+    for name, why in without.items():
+        if why and getattr(args, name) is not None:
+            where = f"--for {args.target}, --{name}"
+            raise UserError(f"--{name} has no meaning with --for {args.target}", code="conflict", where=where, why=why, hint="leave it out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
@@ -17,6 +18,9 @@ PORT = 29500  # torchrun's own default
 def command(plan_file: PlanFile, path: str, settings: TrainSettings, args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """The launcher's argument list and the environment to start it in."""
     cluster = plan_file.plan.cluster
+    if args.rendezvous is not None and (args.launcher != "torchrun" or cluster.num_nodes == 1):
+        why = "only torchrun's nodes meet" if args.launcher != "torchrun" else "the plan has one node, which meets nobody"
+        raise UserError("--rendezvous has no meaning here", code="conflict", where="--rendezvous", why=why, hint="leave it out")
     hosts = _hosts(args.hostfile, cluster.num_nodes, cluster.gpus_per_node)
     words = ["--plan", path, *words_of(settings)]
     env = dict(plan_file.launch.env)
@@ -44,6 +48,9 @@ def torchrun(num_nodes: int, gpus_per_node: int, rendezvous: str | None, hosts: 
             why=f"the plan has {num_nodes} nodes, and torchrun is started on each",
             hint=f"say --rendezvous HOST:{PORT} with the first node's name, the same on all",
         )
+    if re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_][\w.-]*):\d{1,5}", place, re.ASCII) is None:
+        hint = f"first-node:{PORT}; IPv6 in brackets"
+        raise UserError(f"--rendezvous needs HOST:PORT, not {place[:60]!r}", code="usage", where="--rendezvous", hint=hint)
     head = ["torchrun", "--nnodes", str(num_nodes), "--nproc-per-node", str(gpus_per_node)]
     return [*head, "--rdzv-backend", "c10d", "--rdzv-endpoint", place]
 
@@ -64,7 +71,7 @@ def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
     if path is None:
         return []
     from llmcheck.jsonfile import read_bytes
-    from llmcheck.probe.hostfile import MAX_BYTES, parse
+    from llmcheck.probe.hostfile import MAX_BYTES, is_host_name, parse
 
     where = f"--hostfile {path}"
     if not os.path.isfile(path):
@@ -80,6 +87,11 @@ def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
         raise UserError(f"line {found.bad[0][0]} of {path} is not `host slots=N`", code="hostfile", where=where, why=found.bad[0][1])
     if found.duplicates:
         raise UserError(f"{path} names {found.duplicates[0]} twice", code="hostfile", where=where, why="DeepSpeed stops at that")
+    strange = next((host for host in found.slots if not is_host_name(host)), None)
+    if strange is not None:
+        why = "shells and ssh are handed it as it is, and could take it for something else"
+        where = f"{where}, line {found.lines[strange]}"
+        raise UserError(f"{strange[:60]!r} cannot be the name of a host", code="hostfile", where=where, why=why)
     if len(found.slots) < num_nodes:
         raise UserError(
             f"{path} has {len(found.slots)} hosts, the plan has {num_nodes} nodes", code="hostfile", where=where, hint="plan with --nodes"

@@ -105,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
         _make_output(settings.output)
     path, plan_file = plan_of(args)
     check(plan_file, path, allowed)
+    check_export(plan_file, settings)
+    _check_resume(settings)
     argv, env = launcher.command(plan_file, path, settings, args)
     held = None
     if not args.dry_run:
@@ -214,10 +216,10 @@ def settings_of(args: argparse.Namespace, sets: list[train_data.Given], allowed:
     if strange:
         flag = "--" + strange[0].replace("_", "-")
         raise UserError(f"{flag} has characters that cannot be printed", code="usage", where=flag, why="job files could not hold it")
-    if values.get("patience") and not values.get("eval_data"):
-        raise UserError(
-            "--patience needs --eval-data", code="conflict", where="--patience", why="nothing is evaluated without held-out data"
-        )
+    for name in ("patience", "eval_every", "num_generations"):
+        if values.get(name) and not values.get("eval_data"):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} needs --eval-data", code="conflict", where=flag, why="nothing is evaluated without held-out data")
     return TrainSettings(**values)
 
 
@@ -319,6 +321,30 @@ def check(plan_file: PlanFile, path: str, allowed: tuple[Allowed, ...]) -> None:
             where=path,
             why="; ".join(plan_file.plan.reasons)[:300],
             hint="plan again with one of its levers, or say --allow does-not-fit",
+        )
+
+
+def check_export(plan_file: PlanFile, settings: TrainSettings) -> None:
+    """Raises UserError for a result that the plan's method does not have: found out at the end, it would cost the run."""
+    adapters = plan_file.plan.recipe.lora is not None
+    if settings.export in ("auto", "none") or (settings.export == "model") != adapters:
+        return
+    raise UserError(
+        f"--export {settings.export} does not go with the plan's method {plan_file.plan.recipe.method}",
+        code="conflict",
+        where="--export",
+        hint="--export adapter, or merged" if adapters else "--export model; only adapters are exported as adapter or merged",
+    )
+
+
+def _check_resume(settings: TrainSettings) -> None:
+    if settings.resume not in ("auto", "never") and not os.path.isdir(settings.resume):
+        raise UserError(
+            f"there is no checkpoint {settings.resume}",
+            code="checkpoint",
+            where=f"--resume {settings.resume}",
+            why="it is no folder here",
+            hint="checkpoints/step-N of an output folder; --resume auto takes the newest whole one of --output",
         )
 
 

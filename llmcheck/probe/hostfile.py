@@ -14,7 +14,8 @@ MAX_BYTES = 4 << 20
 MAX_HOSTS_TO_REACH = 256
 SSH_PORT = 22
 _ENTRY = re.compile(r"^(\S+)\s+slots=(\d+)")  # not anchored at the end: what follows is ignored
-_HOST_NAME = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|[0-9A-Fa-f:]+")  # with the underscores that clusters use; IPv6
+# With the underscores that clusters use; IPv6. ssh would take one that begins with a hyphen for an option.
+_HOST_NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_-]{0,62}\.)*[A-Za-z0-9_][A-Za-z0-9_-]{0,62}\.?|[0-9A-Fa-f:]+")
 _THIS_HOST = ("localhost", "127.0.0.1", "::1")
 
 
@@ -48,6 +49,11 @@ def parse(text: str) -> Hostfile:
         if rest and not rest.startswith("#"):
             result.ignored.append((number, rest[:100]))
     return result
+
+
+def is_host_name(name: str) -> bool:
+    """Whether `name` can be that of a host; others are text that a shell or ssh could take for something else."""
+    return _HOST_NAME.fullmatch(name) is not None
 
 
 def select(slots: dict[str, int], include: str = "", exclude: str = "") -> dict[str, list[int]]:
@@ -122,7 +128,7 @@ def _record(result: Facts, found: Hostfile, path: str) -> None:
     result.put("hostfile.ignored_text", [text for _, text in found.ignored] or None, ignored_line)
     empty = [host for host, number in found.slots.items() if number == 0]
     result.put("hostfile.hosts_without_slots", empty or None, Location(uri=path, line=found.lines[empty[0]]) if empty else here)
-    strange = [host for host in found.slots if _HOST_NAME.fullmatch(host) is None]
+    strange = [host for host in found.slots if not is_host_name(host)]
     result.put("hostfile.strange_names", strange or None, Location(uri=path, line=found.lines[strange[0]]) if strange else here)
     numbers = sorted(set(found.slots.values()))
     result.put("hostfile.slots_differ", len(numbers) > 1, here)

@@ -68,6 +68,7 @@ srun --kill-on-bad-exit=1 {head} --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$fir
 def kubernetes(job: Job) -> str:
     """An indexed Job with a headless Service, so that the pods find the first one by name."""
     image = json.dumps(job.image or "IMAGE-WITH-llmcheck-train")
+    name = json.dumps(job.name)  # "no" would be a boolean
     meet = f"{job.name}-0.{job.name}:{PORT}"
     head = ["torchrun", "--nnodes", str(job.num_nodes), "--nproc-per-node", str(job.gpus_per_node)]
     argv = [*head, "--rdzv-backend", "c10d", "--rdzv-endpoint", meet, *job.words]
@@ -77,21 +78,21 @@ def kubernetes(job: Job) -> str:
     return f"""# Mount what holds plan, weights, data and output under the paths below: volumes are the cluster's own affair.
 apiVersion: v1
 kind: Service
-metadata: {{name: {job.name}}}
+metadata: {{name: {name}}}
 spec:
   clusterIP: None
-  selector: {{job-name: {job.name}}}
+  selector: {{job-name: {name}}}
 ---
 apiVersion: batch/v1
 kind: Job
-metadata: {{name: {job.name}}}
+metadata: {{name: {name}}}
 spec:
   completions: {job.num_nodes}
   parallelism: {job.num_nodes}
   completionMode: Indexed
   template:
     spec:
-      subdomain: {job.name}
+      subdomain: {name}
       restartPolicy: OnFailure
       terminationGracePeriodSeconds: {STOP_S["kubernetes"]}
       containers:
@@ -118,7 +119,7 @@ def skypilot(job: Job) -> str:
     env = "".join(f"  {name}: {json.dumps(value)}\n" for name, value in job.env.items())
     return f"""# Mount what holds plan, weights, data and output under the paths below (file_mounts).
 # `sky gpus list` has the accelerators' names.
-name: {job.name}
+name: {json.dumps(job.name)}
 num_nodes: {job.num_nodes}
 resources:
   accelerators: {json.dumps(f"{job.gpu}:{job.gpus_per_node}")}

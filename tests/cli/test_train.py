@@ -100,7 +100,7 @@ def test_it_becomes_the_launcher_with_the_plans_environment_and_the_lock(place: 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_kill_while_data_is_prepared_leaves_nothing_that_is_believed(sign: int, place: Path) -> None:
     killed = start(place, rows(place, LONG, 6000))
-    wait_until(lambda: list((place / "out").glob(".data.*.part")) if (place / "out").is_dir() else None)
+    wait_until(lambda: list((place / "out").glob(".data.*.part/.lock")) if (place / "out").is_dir() else None)
     os.killpg(killed.pid, sign)
     out, err = killed.communicate(timeout=60)
     prepared = (place / "out" / "data").exists()

@@ -153,6 +153,52 @@ def test_bad_data_exits_2_without_a_traceback(prepare: Run, tmp_path: Path, cont
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("config", [{"eos_token": "\ud800"}, {"chat_template": "{{ messages }}\udfff"}])
+def test_half_characters_of_a_tokenizer_are_told(
+    llmcheck: Run, jsonl: Rows, with_config: Run, tmp_path: Path, config: dict[str, str]
+) -> None:
+    folder = with_config()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "pad_token": "<pad>", **config}))
+    words = ["--tokenizer", str(folder), "--seq-len", "64", "--out", str(tmp_path / "out")]
+    outcome = llmcheck("data", "prepare", str(jsonl(GOOD)), *words)
+    assert (outcome.code, outcome.stderr.splitlines()[0]) == (2, "error[tokenizer]: tokenizer_config.json holds half of a character")
+
+
+def test_a_padding_token_that_is_no_text_is_told(prepare: Run, jsonl: Rows) -> None:
+    outcome = prepare(str(jsonl(GOOD)), "--pad-token", os.fsdecode(b"\xff"))
+    assert (outcome.code, outcome.stderr.splitlines()[0]) == (2, "error[tokenizer]: --pad-token is not UTF-8 text")
+
+
+def test_utf16_is_told_as_such(prepare: Run, tmp_path: Path) -> None:
+    """What PowerShell writes with `>`."""
+    (tmp_path / "x.jsonl").write_bytes((json.dumps(GOOD) + "\n").encode("utf-16"))
+    outcome = prepare(str(tmp_path / "x.jsonl"))
+    assert outcome.code == 2
+    assert outcome.stderr.startswith(f"error[input]: {tmp_path / 'x.jsonl'} is UTF-16 text")
+
+
+def test_a_file_whose_name_is_not_utf8(prepare: Run, llmcheck: Run, jsonl: Rows, tmp_path: Path) -> None:
+    name = os.fsdecode(b"ro\xffws.jsonl")
+    path = str(jsonl(GOOD).rename(tmp_path / name))
+    outcome = prepare(path)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert "nothing has changed" in prepare(path).stdout
+    shown = llmcheck("data", "show", str(tmp_path / "out"), "--line", f"{path}:1")
+    assert (shown.code, "ro\\udcffws.jsonl:1" in shown.stdout) == (0, True)
+
+
+def test_thousands_of_files(llmcheck: Run, jsonl: Rows, tokenizer_folder: Path, tmp_path: Path) -> None:
+    """As a shell's pattern gives them: more text than one argument of a process may have (128 KiB)."""
+    jsonl(GOOD)
+    names = [f"{'a-name-of-some-length-' * 6}{number}.jsonl" for number in range(1100)]
+    for name in names:
+        (tmp_path / name).symlink_to("rows.jsonl")
+    words = ["--tokenizer", str(tokenizer_folder), "--seq-len", "64", "--out", "out", "--template", "belle", "--fast", "off"]
+    outcome = llmcheck("data", "prepare", *names, *words, cwd=tmp_path)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stdout.splitlines()[1].startswith("1,100 rows of 1,100")
+
+
 def test_a_missing_row_is_told(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
     prepare(str(jsonl(GOOD)))
     for words, message in (
@@ -170,6 +216,27 @@ def test_damaged_data_is_not_shown(llmcheck: Run, prepare: Run, jsonl: Rows, tmp
         file.write(b"x")
     outcome = llmcheck("data", "show", str(tmp_path / "out"))
     assert (outcome.code, outcome.stderr.splitlines()[0]) == (2, "error[data]: the prepared data is damaged")
+
+
+def test_an_edited_manifest_is_told(prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    from llmcheck.console import Terminal
+    from llmcheck.errors import UserError
+    from llmcheck_trainer.dataprep.show import Request, show
+
+    prepare(str(jsonl(GOOD)))
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    told = []
+    for key in ("dropped", "lengths", "tokenizer", "sources", "template", "truncated", "num_source_rows"):
+        without = {name: value for name, value in manifest.items() if name != key}
+        for changed in (without, {**without, key: None}, {**without, key: {}}, {**without, key: "x"}):
+            path.write_text(json.dumps(changed))
+            try:
+                show(Request(path=str(tmp_path / "out")), Terminal(colour=False))
+            except UserError as error:
+                told.append((key, error.what))
+    assert {key for key, _ in told} == {"dropped", "lengths", "tokenizer", "sources", "template", "truncated", "num_source_rows"}
+    assert {what for _, what in told} == {"the prepared data is damaged"}
 
 
 def test_missing_packages_exit_3_with_the_extra_to_install(prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
@@ -223,6 +290,51 @@ def test_a_kill_in_the_middle_leaves_nothing_that_is_believed(
     assert (outcome.code, "written" in outcome.stdout) == (0, True)
     assert not scratch.exists()
     assert store.is_whole(str(tmp_path / "out"), store.read_manifest(str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_request_to_stop_ends_the_worker_too(jsonl: Rows, tokenizer_folder: Path, tmp_path: Path, sign: int) -> None:
+    """Sent to the command alone, as `kill` and schedulers do; SIGUSR1 is what a Slurm job's --signal often says."""
+    path = jsonl(*[{**GOOD, "output": "Blue, green and red. " * 200}] * 6000)
+    arguments = ["data", "prepare", str(path), "--tokenizer", str(tokenizer_folder), "--seq-len", "64", "--out", str(tmp_path / "out")]
+    process = start([*arguments, "--template", "belle", "--fast", "off"])
+    scratch = wait_for_scratch(tmp_path)
+    process.send_signal(sign)
+    assert process.wait(timeout=60) == 143
+    assert not scratch.exists()
+
+
+# The interpreter drops what is raised in such a callback; one runs at the end of each import.
+IN_A_CALLBACK = """
+import os, signal, sys, time, weakref
+from llmcheck_trainer.dataprep import __main__ as worker
+
+class Thing:
+    pass
+
+def callback(_):
+    os.kill(os.getpid(), {number})
+    for _ in range(1000):
+        pass
+
+def prepare(request):
+    thing = Thing()
+    held = weakref.ref(thing, callback)
+    del thing
+    time.sleep(20)
+    return 0
+
+worker._prepare = prepare
+sys.exit(worker.main(['{{"action": "prepare"}}']))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_request_to_stop_is_heard_wherever_it_comes(number: signal.Signals, code: int) -> None:
+    program = IN_A_CALLBACK.format(number=int(number))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_a_killed_worker_is_told(jsonl: Rows, tokenizer_folder: Path, tmp_path: Path) -> None:

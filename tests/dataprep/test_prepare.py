@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -430,3 +431,14 @@ def test_a_sentencepiece_model_alone(run: Any, jsonl: Rows, tmp_path: Path) -> N
         [("Human: \nName a colour.\n\nAssistant: \n", False), ("Blue.</s>", True)],
         [("<s>", False), ("blue</s>", True)],
     ]
+
+
+def test_a_scratch_folder_of_a_run_that_was_killed_at_once_goes(tmp_path: Path) -> None:
+    """Between the folder and its lock; one that is a minute old is of nobody who is still at it."""
+    old, new = tmp_path / ".out.0123456789ab.part", tmp_path / ".out.ba9876543210.part"
+    for path in (old, new):
+        path.mkdir()
+    os.utime(old, (0, 0))
+    store.clear_away(str(tmp_path), "out")
+
+    assert (old.exists(), new.exists()) == (False, True)

@@ -138,6 +138,91 @@ def train_with_free_bytes(argv: list[str], free: list[int]) -> dict[str, Any]:
         return train(argv)
 
 
+def train_with_bad_gradients(argv: list[str], first: int, last: int) -> dict[str, Any]:
+    """The trainer with NaN in the gradients, but not in the loss, from step `first` to step `last` of this call."""
+    from llmcheck_trainer import loop
+
+    original, number = loop.train_step, 0
+
+    def train_step(engine: Any, batches: Any, num_supervised: float, **more: Any) -> None:
+        nonlocal number
+        number += 1
+        original(engine, batches, float("nan") if first <= number <= last else num_supervised, **more)  # type: ignore[arg-type]
+
+    with replaced(loop, "train_step", train_step):
+        return train(argv)
+
+
+def train_with_tracker(argv: list[str], fails_in: str) -> dict[str, Any]:
+    """The trainer with a tracker in tensorboard's place whose method `fails_in` raises; and how often it was told of a step."""
+    from accelerate import tracking
+
+    number = 0
+
+    class Tracker:
+        requires_logging_directory = False
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def start(self) -> None:
+            self._fail("start")
+
+        def store_init_configuration(self, config: dict[str, Any]) -> None:
+            assert config["trackers"] == "tensorboard"
+
+        def log(self, values: dict[str, Any], step: int) -> None:
+            nonlocal number
+            number += 1
+            self._fail("log")
+
+        def finish(self) -> None:
+            self._fail("finish")
+
+        def _fail(self, where: str) -> None:
+            if where == fails_in:
+                raise ConnectionError("no network\nand much more")
+
+    with (
+        replaced(tracking, "LOGGER_TYPE_TO_CLASS", {"tensorboard": Tracker}),
+        replaced(tracking, "get_available_trackers", lambda: ["tensorboard"]),
+    ):
+        return {**train(argv), "told": number}
+
+
+def train_and_lose_the_scale(argv: list[str]) -> dict[str, Any]:
+    """The trainer as DeepSpeed's loss scaling ends it."""
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    from llmcheck_trainer import loop
+
+    def train_step(*args: Any, **kwargs: Any) -> None:
+        at_its_minimum = {"init_scale": 1, "min_scale": 1, "scale_window": 1000, "delayed_shift": 1}
+        DynamicLossScaler(**at_its_minimum, consecutive_hysteresis=False, dtype=torch.half).update_scale(True)
+
+    with replaced(loop, "train_step", train_step):
+        return train(argv)
+
+
+def train_and_kill_the_conversion(argv: list[str]) -> dict[str, Any]:
+    """The trainer whose converter of checkpoints is killed without a word, as by a system that wants memory."""
+    import subprocess
+    import sys
+
+    from llmcheck_trainer import checkpoint
+
+    def run(command: list[str], **more: Any) -> Any:
+        return subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **more)  # noqa: PLW1510 - given
+
+    kept = checkpoint.subprocess
+    checkpoint.subprocess = type("subprocess", (), {"run": staticmethod(run)})  # type: ignore[attr-defined,assignment]
+    try:
+        return train(argv)
+    finally:
+        checkpoint.subprocess = kept  # type: ignore[attr-defined]
+
+
 def train_without_patience(argv: list[str]) -> dict[str, Any]:
     """The trainer, waiting hardly any time for another run's ranks to end."""
     from llmcheck_trainer import claim

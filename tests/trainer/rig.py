@@ -66,7 +66,7 @@ def make_model(folder: Path, family: str, *, seed: int = 0, **changes: Any) -> P
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    fields = {"vocab_size": VOCAB, "eos_token_id": EOS, "bos_token_id": BOS, "pad_token_id": PAD, **MODELS[family], **changes}
+    fields = {"vocab_size": VOCAB, "eos_token_id": EOS, "bos_token_id": BOS, "pad_token_id": PAD, **MODELS.get(family, {}), **changes}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **fields))
     with torch.no_grad():
         for parameter in model.parameters():

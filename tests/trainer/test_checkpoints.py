@@ -99,6 +99,55 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused_by_name(two: Ranks, mode
     assert steps_of(output)[before]["step"] == int(older.name.removeprefix("step-")) + 1
 
 
+def test_checkpoints_of_another_course_do_not_push_out_those_of_this_one(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    """--resume never, then auto: by number the newest are those of the first run, which nobody wants to go on from any more."""
+    plan = make_plan(tmp_path / "plan.json", model)
+    output, options = tmp_path / "out", [*OPTIONS, "--save-every", "2"]
+    two.train(plan, data, output, *options)
+    old = {path.name for path in (output / "checkpoints").iterdir()}
+    two.call("train_until", arguments(plan, data, output, *options, "--resume", "never"), 5)
+    left = {path.name for path in (output / "checkpoints").iterdir()}
+    before = len(steps_of(output))
+    went_on = two.train(plan, data, output, *options)
+
+    assert old == {"step-00000014", "step-00000015"}
+    assert left == {"step-00000004", "step-00000006", "step-00000014.aside", "step-00000015.aside"}
+    assert [answer["exit"] for answer in went_on] == [0, 0]
+    assert steps_of(output)[before]["step"] == 7
+
+
+def test_room_is_asked_for_what_is_not_there_yet(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    """Two checkpoints are there, and two are kept: one more is all that there must be room for."""
+    plan = make_plan(tmp_path / "plan.json", model)
+    output, options = tmp_path / "out", [*OPTIONS, "--save-every", "2"]
+    two.call("train_until", arguments(plan, data, output, *options), 7)
+    size = sum(path.stat().st_size for path in (output / "checkpoints" / "step-00000006").rglob("*"))
+    answers = two.call("train_with_free_bytes", arguments(plan, data, output, *options), [2 * size])
+
+    assert [answer["exit"] for answer in answers] == [0, 0], answers
+
+
+def test_a_conversion_that_is_killed_is_not_taken_for_done(one: Ranks, two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    both = make_plan(tmp_path / "two.json", model, "--micro-batch", "2")
+    alone = make_plan(tmp_path / "one.json", model, "--micro-batch", "4", gpus=1)
+    two.call("train_until", arguments(both, data, tmp_path / "out", *OPTIONS), 5)
+    killed = one.call("train_and_kill_the_conversion", arguments(alone, data, tmp_path / "out", *OPTIONS))
+    went_on = one.train(alone, data, tmp_path / "out", *OPTIONS)
+
+    assert (killed[0]["code"], killed[0]["why"]) == ("checkpoint", "its process ended with -9")
+    assert went_on[0]["exit"] == 0
+
+
+def test_a_folder_above_the_checkpoints_is_told_apart(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan.json", model)
+    output = tmp_path / "out"
+    two.train(plan, data, output, *OPTIONS)
+    for folder in (output, output / "checkpoints"):
+        answers = two.train(plan, data, output, *OPTIONS, "--resume", str(folder))
+        assert [answer["code"] for answer in answers] == ["checkpoint"] * 2
+        assert answers[0]["hint"] == f"did you mean {output}/checkpoints/step-00000015?"
+
+
 def test_old_checkpoints_go_and_the_best_stays(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "plan.json", model)
     options = ["--save-every", "2", "--keep", "2", "--eval-data", str(data), "--eval-every", "2", "--warmup", "0"]
@@ -122,6 +171,21 @@ def test_another_run_cannot_be_resumed_from(two: Ranks, model: Path, data: Path,
     answers = two.train(plan, other, tmp_path / "out", *OPTIONS)
 
     assert [answer["code"] for answer in answers] == ["other-run"] * 2
+
+
+def test_what_another_run_learned_is_taken_where_that_is_allowed(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    """All of the other data is trained on, and a later resume is of this run."""
+    plan = make_plan(tmp_path / "plan.json", model)
+    output = tmp_path / "out"
+    two.train(plan, data, output, *OPTIONS)
+    other = make_data(tmp_path / "other", some_rows(30, seed=9))
+    answers = two.call("train_until", arguments(plan, other, output, *OPTIONS, "--allow", "other-run"), 5)
+    went_on = two.train(plan, other, output, *OPTIONS)
+    steps = steps_of(output)
+
+    assert [answer["exit"] for answer in (*answers, *went_on)] == [0] * 4
+    assert [step["step"] for step in steps] == list(range(1, 31))
+    assert [step["position"] for step in steps[15:]] == [step["position"] for step in steps[:15]]
 
 
 @pytest.mark.parametrize(

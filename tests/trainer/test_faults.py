@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_an_edited_plan(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> N
 
     assert [answer["code"] for answer in two.train(plan, data, tmp_path / "out")] == ["plan-edited"] * 2
     assert [answer["exit"] for answer in two.train(plan, data, tmp_path / "out", "--allow", "plan-edited")] == [0, 0]
+
+
+@pytest.mark.parametrize("export", ["adapter", "merged"])
+def test_a_result_that_the_method_does_not_have(export: str, two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.train(plan, data, tmp_path / "out", "--export", export)
+
+    assert [answer["code"] for answer in answers] == ["conflict"] * 2
+    assert not (tmp_path / "out").exists()  # before the training, not after it
 
 
 def test_another_number_of_ranks(one: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
@@ -82,6 +91,33 @@ def test_weights_that_are_cut_off(two: Ranks, plan: Path, data: Path, model: Pat
     assert [answer["code"] for answer in answers] == ["weights"] * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("model.safetensors.index.json", "{", "weights"),
+        ("model.safetensors.index.json", '{"weight_map": 5}', "weights"),
+        ("config.json", "{", "weights"),
+        ("config.json", "[]", "weights"),
+        ("config.json", {"hidden_size": "wide"}, "weights"),
+        ("config.json", {"rope_parameters": {"rope_type": "none"}}, "weights-model"),
+        ("tokenizer_config.json", "{}", "tokenizer"),
+        ("tokenizer_config.json", "{", "tokenizer"),
+    ],
+)
+def test_files_of_a_model_that_are_not_what_they_should_be(
+    name: str, content: str | dict[str, object], code: str, one: Ranks, model: Path, data: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(tmp_path / "plan.json", model, gpus=1)
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads((model / name).read_text()), **content})
+    (broken / name).write_text(content)
+    (answer,) = one.train(plan, data, tmp_path / "out", "--weights", str(broken))
+
+    assert (answer["exit"], answer["code"]) == (2, code)
+    assert answer["why"]
+
+
 def test_rows_longer_than_the_plan(two: Ranks, plan: Path, tmp_path: Path) -> None:
     data = make_data(tmp_path / "long", [[1, *range(4, 100), 2]])
     answers = two.train(plan, data, tmp_path / "out")
@@ -96,6 +132,16 @@ def test_data_that_was_cut_off(two: Ranks, plan: Path, data: Path, tmp_path: Pat
 
     assert [answer["code"] for answer in answers] == ["data"] * 2
     assert "tokens.bin" in answers[0]["why"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokenizer": None}, {"files": {"tokens.bin": 1}}, {"token_dtype": []}, {"num_rows": "many"}, {"files": 7}]
+)
+def test_a_manifest_of_other_types(change: dict[str, object], two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({**manifest, **change}))
+
+    assert [answer["code"] for answer in two.train(plan, data, tmp_path / "out")] == ["data"] * 2
 
 
 def test_nothing_in_the_loss(two: Ranks, plan: Path, tmp_path: Path) -> None:
@@ -150,6 +196,63 @@ def test_a_loss_that_is_not_a_number_names_the_rows(two: Ranks, plan: Path, tmp_
     assert {"row": 13, "source": "file 0 line 14"} in bad["rows"]
 
 
+def strictly(text: str) -> list[dict[str, object]]:
+    """Lines of JSON as other programs read them: without NaN and Infinity, which Python alone writes."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def test_gradients_that_are_not_numbers_are_told_with_their_rows(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.call("train_with_bad_gradients", arguments(plan, data, tmp_path / "out", "--packing", "off"), 3, 3)
+    lines = strictly((tmp_path / "out" / "log.jsonl").read_text())
+    (bad,) = strictly((tmp_path / "out" / "bad_steps.jsonl").read_text())
+
+    assert [answer["exit"] for answer in answers] == [0, 0]
+    assert [(line["step"], line["grad_norm"]) for line in lines if line.get("event") == "gradient"] == [(3, "inf")]
+    assert (bad["step"], bad["kind"], len(bad["rows"])) == (3, "gradient", 4)  # type: ignore[arg-type]
+
+
+def test_a_run_whose_gradients_stay_bad_is_stopped(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    words = arguments(plan, data, tmp_path / "out", "--packing", "off", "--epochs", "4")
+    answers = two.call("train_with_bad_gradients", words, 2, 100)
+
+    assert [(answer["exit"], answer["code"]) for answer in answers] == [(1, "nan")] * 2
+    assert "10 steps in a row" in answers[0]["what"]
+    assert "up to step 11" in answers[0]["what"]
+
+
+def test_a_loss_scale_that_gives_up(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.call("train_and_lose_the_scale", arguments(plan, data, tmp_path / "out"))
+
+    assert [(answer["exit"], answer["code"]) for answer in answers] == [(1, "nan")] * 2
+    assert "--precision bf16" in answers[0]["hint"]
+
+
+def test_held_out_data_whose_loss_is_not_a_number_is_never_the_best(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = make_model(tmp_path / "broken", "llama", tie_word_embeddings=False)
+    state = load_file(broken / "model.safetensors")
+    state["model.embed_tokens.weight"][VOCAB - 1] = torch.nan
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    rows = [[token if token != VOCAB - 1 else 5 for token in row] for row in some_rows(20)]
+    held_out = make_data(tmp_path / "held-out", [[1, VOCAB - 1, 7, 8, 2]])
+    output = tmp_path / "out"
+    options = ["--weights", str(broken), "--eval-data", str(held_out), "--eval-every", "2", "--packing", "off"]
+    answers = two.train(plan, make_data(tmp_path / "rows", rows), output, *options)
+    evaluations = [line for line in strictly((output / "log.jsonl").read_text()) if line.get("event") == "evaluation"]
+    newest = max((output / "checkpoints").iterdir())
+
+    assert [answer["exit"] for answer in answers] == [0, 0], answers
+    assert {line["loss"] for line in evaluations} == {"nan"}
+    assert json.loads((output / "run.json").read_text())["progress"]["eval_loss"] is None
+    assert json.loads((newest / "checkpoint.json").read_text())["state"]["best_loss"] is None
+
+
 def test_running_out_of_memory_names_parts_and_levers(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
     answers = two.call("train_out_of_memory", arguments(plan, data, tmp_path / "out"))
     document = json.loads(plan.read_text())
@@ -165,5 +268,21 @@ def test_running_out_of_memory_names_parts_and_levers(two: Ranks, plan: Path, da
 def test_an_unknown_tracker(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
     answers = two.train(plan, data, tmp_path / "out", "--trackers", "tensorbord")
 
-    assert answers[0]["code"] == "tracker"
+    assert [answer["code"] for answer in answers] == ["tracker"] * 2
     assert "tensorboard" in answers[0]["hint"]
+    assert not (tmp_path / "out").exists()  # before anything is loaded
+
+
+@pytest.mark.parametrize("fails_in", ["log", "finish"])
+def test_a_tracker_that_fails_does_not_end_the_run(fails_in: str, two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.call("train_with_tracker", arguments(plan, data, tmp_path / "out", "--trackers", "tensorboard"), fails_in)
+
+    assert [answer["exit"] for answer in answers] == [0, 0]
+    assert answers[0]["told"] == (1 if fails_in == "log" else len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) - 1)
+
+
+def test_a_tracker_that_does_not_start(two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    answers = two.call("train_with_tracker", arguments(plan, data, tmp_path / "out", "--trackers", "tensorboard"), "start")
+
+    assert [answer["code"] for answer in answers] == ["tracker"] * 2
+    assert answers[0]["why"] == "ConnectionError: no network"

@@ -90,6 +90,32 @@ def test_a_request_to_stop_reaches_the_ranks(launcher: str, number: signal.Signa
     assert ranks_of(output) == []
 
 
+def test_a_request_that_comes_while_packages_are_imported_is_not_lost(plan: Path, data: Path, tmp_path: Path) -> None:
+    """A rank of its own takes seconds to import torch; SIGUSR1 would end it meanwhile, as it ends any process that does not expect it."""
+    alone = make_plan(tmp_path / "plan.json", make_model(tmp_path / "model", "llama"), gpus=1)
+    words = arguments(alone, data, tmp_path / "out", *OPTIONS)
+    command = [sys.executable, "-m", "llmcheck_trainer.train", *words]
+    process = subprocess.Popen(command, env=with_paths(), stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + LIMIT_S
+    while b"SigCgt:\t" not in (status := Path(f"/proc/{process.pid}/status").read_bytes()) or not catches(status, signal.SIGUSR1):
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.01)
+    loaded = Path(f"/proc/{process.pid}/maps").read_text()
+    process.send_signal(signal.SIGUSR1)
+    said = process.communicate(timeout=LIMIT_S)[1]
+
+    assert "libtorch" not in loaded
+    assert process.returncode == 0, said[-3000:]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["outcome"] == "stopped"
+
+
+def catches(status: bytes, number: signal.Signals) -> bool:
+    """Whether the process with this /proc/PID/status has a handler for the signal."""
+    mask = int(status.split(b"SigCgt:\t", 1)[1].split()[0], 16)
+    return bool(mask >> (number - 1) & 1)
+
+
 def ranks_of(output: Path) -> list[str]:
     """Processes whose command line names `output`."""
     found = []

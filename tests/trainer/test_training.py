@@ -225,6 +225,20 @@ def test_evaluation_is_the_mean_over_all_held_out_tokens(two: Ranks, folders: di
     assert all(line["answer"] for line in made)
 
 
+def test_prompts_are_continued_no_further_than_the_model_has_positions(one: Ranks, data: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "gpt2", "gpt2", n_embd=48, n_layer=1, n_head=4, n_positions=SEQ)
+    rows = [[1, *range(4, 44), EOS], [1, *range(4, 4 + SEQ - 1)]]
+    held_out = make_data(tmp_path / "held-out", rows, [[0] * 40 + [1, 1], [0] * SEQ])  # one prompt fills all positions
+    plan = make_plan(tmp_path / "plan.json", model, gpus=1)
+    options = ["--eval-data", str(held_out), "--num-generations", "2", "--max-steps", "1"]
+    answers = one.train(plan, data, tmp_path / "out", *options)
+    made = [json.loads(line) for line in (tmp_path / "out" / "generations.jsonl").read_text().splitlines()]
+
+    assert answers[0]["exit"] == 0, answers
+    assert [(line["row"], len(line["prompt"])) for line in made] == [(0, 40)]
+    assert 0 < len(made[0]["answer"]) <= SEQ - 40
+
+
 def test_a_run_that_no_longer_improves_stops(two: Ranks, folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
     held_out = make_data(tmp_path / "held-out", some_rows(9, seed=11))
     plan = make_plan(tmp_path / "plan.json", folders["llama"])
@@ -243,5 +257,19 @@ def test_a_run_that_no_longer_improves_stops(two: Ranks, folders: dict[str, Path
         "continue",
     ]
     two.train(plan, data, tmp_path / "out", *options)
+    outcomes = [json.loads((tmp_path / "out" / "run.json").read_text())["outcome"]]
+    steps = steps_of(tmp_path / "out")
+    two.train(plan, data, tmp_path / "out", *options)  # as a scheduler starts it again
+    outcomes.append(json.loads((tmp_path / "out" / "run.json").read_text())["outcome"])
 
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["outcome"] == "stopped-early"
+    assert outcomes == ["stopped-early"] * 2
+    assert steps_of(tmp_path / "out") == steps
+
+
+def test_a_part_of_an_epoch_is_no_row_longer_than_it_says(one: Ranks, folders: dict[str, Path], tmp_path: Path) -> None:
+    """In floating point, 0.07 times 100 is more than 7."""
+    plan = make_plan(tmp_path / "plan.json", folders["llama"], gpus=1)
+    hundred = make_data(tmp_path / "hundred", some_rows(100))
+    one.train(plan, hundred, tmp_path / "out", "--epochs", "0.07", "--packing", "off")
+
+    assert steps_of(tmp_path / "out")[-1]["position"] == 7

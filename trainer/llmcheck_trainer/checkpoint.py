@@ -22,7 +22,7 @@ from deepspeed.checkpoint import constants
 
 from llmcheck.errors import UserError
 from llmcheck.types import TrainingRecipe
-from llmcheck.units import gib
+from llmcheck.units import human_bytes
 from llmcheck_trainer.guard import RunFailedError, is_out_of_memory
 
 SCHEMA = "llmcheck.checkpoint/1"
@@ -139,6 +139,31 @@ def prune(output: str, *, keep: int, best_step: int | None) -> None:
             shutil.rmtree(folder)
 
 
+def after_which(output: str, found: Found | None) -> int:
+    """The step up to which the checkpoints under `output` belong to a run that goes on from `found`; -1 where none does."""
+    if found is None or os.path.realpath(os.path.dirname(found.folder)) != os.path.realpath(os.path.join(output, "checkpoints")):
+        return -1
+    return found.state.step
+
+
+def set_aside(output: str, *, after: int) -> list[str]:
+    """Rename the checkpoints beyond the step `after`; their new names. Rank 0 only.
+
+    They are of a course that this run does not take: damaged, or passed over by --resume. As the newest by number they would push out
+    those that are saved now, and a later `--resume auto` would go on from them.
+    """
+    names = []
+    for step, folder in _listed(output):
+        if step <= after:
+            continue
+        name, number = folder + ".aside", 2
+        while os.path.exists(name):
+            name, number = f"{folder}.aside-{number}", number + 1
+        os.rename(folder, name)
+        names.append(os.path.basename(name))
+    return names
+
+
 def newest(output: str) -> str | None:
     """The newest checkpoint's folder, whole by its name; it is not read."""
     listed = _listed(output)
@@ -155,12 +180,15 @@ def find(output: str, resume: str) -> Found | None:
     if resume != "auto":
         found, why = _read(resume)
         if found is None:
+            inside = newest(resume) or newest(os.path.dirname(resume))
             raise UserError(
                 f"{resume} is not a whole checkpoint",
                 code="checkpoint",
                 where=f"--resume {resume}",
                 why=why,
-                hint="name another, or say --resume auto for the newest whole one",
+                hint=f"did you mean {inside}?"
+                if inside and not os.path.isfile(os.path.join(resume, _HEAD))
+                else "name another, or say --resume auto for the newest whole one",
             )
         return found
     for _, folder in reversed(_listed(output)):
@@ -183,9 +211,13 @@ def prepare(found: Found) -> tuple[str, dict[str, Any]]:
         shutil.rmtree(universal, ignore_errors=True)
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", os.path.join(found.folder, _STATE)]
         done = subprocess.run([*command, "--output_folder", universal], capture_output=True, text=True, env=_alone(), check=False)
-        failure = done.stderr[-600:] if done.returncode else ""
-        if not failure:
-            _write(os.path.join(universal, _WHOLE), "")
+        if done.returncode:
+            failure = (done.stderr.strip().splitlines() or [""])[-1][-600:] or f"its process ended with {done.returncode}"
+        else:
+            try:
+                _write(os.path.join(universal, _WHOLE), "")
+            except OSError as reason:
+                failure = reason.strerror or str(reason)
     told = [failure]
     dist.broadcast_object_list(told, src=0)
     if told[0]:
@@ -193,7 +225,8 @@ def prepare(found: Found) -> tuple[str, dict[str, Any]]:
             f"a checkpoint of {found.world_size} ranks cannot be converted for {dist.get_world_size()}",
             code="checkpoint",
             where=found.folder,
-            why=told[0].strip().splitlines()[-1],
+            why=told[0],
+            hint="is there room beside it, and may this user write there?",
         )
     return universal, {"checkpoint": {"load_universal": True}}
 
@@ -209,13 +242,30 @@ def load(engine: Any, folder: str, *, adapters: bool) -> None:
         _set_random_state(torch.load(own, weights_only=False))
 
 
+def check_room(output: str, size: int, *, keep: int, after: int) -> None:
+    """Raises UserError on all ranks when there is no room for `keep` checkpoints of `size` bytes and the one that replaces the oldest.
+
+    Those up to the step `after` that are there already are among the ones that are kept.
+    """
+    told: list[UserError | None] = [None]
+    if dist.get_rank() == 0:
+        there = sum(1 for step, _ in _listed(output) if step <= after)
+        try:
+            check_space(output, size * max(keep + 1 - there, 1))
+        except UserError as error:
+            told = [error]
+    dist.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise told[0]
+
+
 def check_space(output: str, needed_bytes: int) -> None:
     """Raises UserError when the file system of `output` has not `needed_bytes` free."""
     os.makedirs(output, exist_ok=True)
     free = shutil.disk_usage(output).free
     if free < needed_bytes:
         raise UserError(
-            f"no room for checkpoints: {gib(needed_bytes)} needed, {gib(free)} free",
+            f"no room for checkpoints: {human_bytes(needed_bytes)} needed, {human_bytes(free)} free",
             code="disk-full",
             where=f"--output {output}",
             hint="free space, name another place, or lower --keep",

@@ -37,6 +37,13 @@ class Prepared:
 
     def __init__(self, folder: str, *, flag: str = "--data") -> None:
         self.folder, self.flag = folder, flag
+        try:
+            self._open()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as reason:
+            raise self._wrong(f"manifest.json: {type(reason).__name__}: {reason}"[:300]) from reason
+
+    def _open(self) -> None:
+        folder = self.folder
         self.manifest = self._read_manifest()
         sizes = self.manifest["files"]
         for name in _FILES:

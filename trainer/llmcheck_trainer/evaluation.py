@@ -65,6 +65,8 @@ def generate(engine: Any, held_out: Stream, settings: TrainSettings, folder: str
             tokenizer = load_tokenizer(folder)
         except (OSError, ValueError):
             tokenizer = None  # ids are written instead
+    # Positions that the model knows: some have a table of them, and end with an error beyond it.
+    num_positions = getattr(module.config, "max_position_embeddings", None)
     module.eval()
     lines = []
     with torch.no_grad():
@@ -72,13 +74,14 @@ def generate(engine: Any, held_out: Stream, settings: TrainSettings, folder: str
             start, end = int(held_out.data.offsets[row]), int(held_out.data.offsets[row + 1])
             supervised = held_out.data.supervised[start:end]
             prompt = int(supervised.argmax()) if supervised.any() else end - start
-            if not prompt:
+            num_new = MAX_NEW_TOKENS if num_positions is None else min(MAX_NEW_TOKENS, num_positions - prompt)
+            if not prompt or num_new < 1:
                 continue
             ids = torch.tensor(held_out.data.tokens[start : start + prompt].astype("int64"), device=device)[None]
             made = module.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=MAX_NEW_TOKENS,
+                max_new_tokens=num_new,
                 do_sample=False,
                 use_cache=False,
                 pad_token_id=held_out.pad_id,

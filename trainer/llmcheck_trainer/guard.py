@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import statistics
 from collections import deque
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ WINDOW = 50  # steps that a spike is judged by
 MIN_HISTORY = 10
 SPIKE_DEVIATIONS = 8.0
 SPIKE_MIN_RATIO = 1.5  # of the window's mean: smooth runs have tiny deviations
+MAX_LEFT_OUT = 10  # steps in a row: DeepSpeed leaves out those whose gradients are not numbers, and a run of only such learns nothing
 
 
 class RunFailedError(UserError):
@@ -32,31 +31,50 @@ class RunFailedError(UserError):
 
 
 class LossGuard:
-    """Watches the loss. `output` gets bad_steps.jsonl with the rows of each bad step."""
+    """Watches loss and gradients. `output` gets bad_steps.jsonl with the rows of each bad step.
 
-    def __init__(self, output: str, *, stop_at_nan: bool) -> None:
+    `scaled`: fp16, whose loss scaling finds its factor by steps that it leaves out, which is then nothing to speak of.
+    """
+
+    def __init__(self, output: str, *, stop_at_nan: bool, scaled: bool = False) -> None:
         self.path = os.path.join(output, "bad_steps.jsonl")
-        self.stop_at_nan = stop_at_nan
+        self.stop_at_nan, self.scaled = stop_at_nan, scaled
         self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.num_left_out = 0
 
-    def look(self, step: int, loss: float, rows: Callable[[], list[dict[str, Any]]], *, write: bool) -> str:
-        """ "" or what is wrong with the loss of `step`. `rows` tells what was in it; `write` on one rank. Raises RunFailedError for NaN."""
-        kind = "nan" if not math.isfinite(loss) else "spike" if self._is_spike(loss) else ""
+    def look(self, step: int, loss: float, norm: float | None, rows: Callable[[], list[dict[str, Any]]], *, write: bool) -> str:
+        """ "" or what is wrong with `step`. `rows` tells what was in it; `write` on one rank. Raises RunFailedError for NaN."""
+        kind = self._kind(loss, norm)
+        self.num_left_out = self.num_left_out + 1 if kind == "gradient" else 0
         if kind and write:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "kind": kind, "loss": repr(loss), "rows": rows()}) + "\n")
         if kind != "nan":
             self.recent.append(loss)
+        if not self.stop_at_nan:
             return kind
-        if self.stop_at_nan:
-            raise RunFailedError(
-                f"the loss is {loss} at step {step}",
-                code="nan",
-                where=self.path,
-                why="the rows of the step are listed there; every checkpoint is from before it",
-                hint="look at those rows; a lower --lr or bf16 instead of fp16 often helps; --on-nan continue goes on",
-            )
+        if kind == "nan":
+            raise self._stopped(f"the loss is {loss} at step {step}", "the rows of the step are listed there")
+        if self.num_left_out == MAX_LEFT_OUT:
+            what = f"the gradients of {MAX_LEFT_OUT} steps in a row are not numbers, up to step {step}"
+            raise self._stopped(what, "the rows of the steps are listed there; nothing was learned from them")
         return kind
+
+    def _stopped(self, what: str, why: str) -> RunFailedError:
+        return RunFailedError(
+            what,
+            code="nan",
+            where=self.path,
+            why=why + "; every checkpoint is from before it",
+            hint="look at those rows; a lower --lr or bf16 instead of fp16 often helps; --on-nan continue goes on",
+        )
+
+    def _kind(self, loss: float, norm: float | None) -> str:
+        if not math.isfinite(loss):
+            return "nan"
+        if norm is not None and not math.isfinite(norm) and not self.scaled:
+            return "gradient"
+        return "spike" if self._is_spike(loss) else ""
 
     def _is_spike(self, loss: float) -> bool:
         if len(self.recent) < MIN_HISTORY:
@@ -65,27 +83,28 @@ class LossGuard:
         return loss > max(mean + SPIKE_DEVIATIONS * deviation, SPIKE_MIN_RATIO * mean)
 
 
-class StopRequest:
-    """SIGTERM, SIGUSR1 and Ctrl-C ask the run to save and stop after the step that it is in; a second Ctrl-C ends it at once."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.wanted = True
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device ran out of memory: PyTorch says so in several ways."""
     return (
         isinstance(error, torch.OutOfMemoryError)
         or "CUDA out of memory" in str(error)
         or "NCCL WARN Cuda failure 'out of memory'" in str(error)
+    )
+
+
+def is_lost_scale(error: BaseException) -> bool:
+    """Whether fp16's loss scaling has given up (deepspeed/runtime/fp16/loss_scaler.py, 0.19.8)."""
+    return "loss scale already at minimum" in str(error)
+
+
+def lost_scale(output: str, phase: str) -> RunFailedError:
+    """The error of a run in fp16 whose gradients overflow, or are not numbers, whatever the loss is scaled by."""
+    return RunFailedError(
+        f"the gradients are not numbers, whatever the loss is scaled by, in {phase}",
+        code="nan",
+        where=output,
+        why="fp16's loss scaling has halved its factor to the minimum, and left out each of these steps",
+        hint="plan with --precision bf16; a lower --lr often helps; the same command goes on from the newest checkpoint",
     )
 
 

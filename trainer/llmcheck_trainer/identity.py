@@ -10,6 +10,7 @@ from typing import Any
 
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
+from llmcheck.types import TrainingRecipe
 from llmcheck_trainer.data import Prepared
 from llmcheck_trainer.dataprep import agree
 
@@ -83,6 +84,17 @@ def check_plan(plan_file: PlanFile, path: str, world_size: int, checks: Checks) 
             )
 
 
+def check_export(recipe: TrainingRecipe, wanted: str) -> None:
+    """The result asked for is one that the plan's method has; the end of the run would be late to say so."""
+    if wanted not in ("auto", "none") and (wanted == "model") != (recipe.lora is None):
+        raise UserError(
+            f"--export {wanted} does not go with the plan's method {recipe.method}",
+            code="conflict",
+            where="--export",
+            hint="full fine-tuning exports a model, adapters an adapter or a merged model",
+        )
+
+
 def check_tokenizer(plan_file: PlanFile, data: Prepared, config: Any, checks: Checks) -> None:
     """The data's tokenizer is one that the model has rows for, with the model's special ids, and padding is not the end of a text."""
     plan, tokenizer = plan_file.plan, data.tokenizer
@@ -127,7 +139,16 @@ def check_same_tokenizer(folder: str, data: Prepared, load: Callable[[str], Any]
         return
     if not os.path.isfile(os.path.join(folder, "tokenizer_config.json")):
         return
-    tokenizer = load(folder)
+    try:
+        tokenizer = load(folder)
+    except Exception as reason:  # a stranger's files, and several libraries that read them
+        raise UserError(
+            f"the tokenizer in {folder} cannot be loaded",
+            code="tokenizer",
+            where=folder,
+            why=f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:300]}",
+            hint="`llmcheck doctor --tokenizer DIR` says more",
+        ) from reason
     found = {"vocab_size": len(tokenizer), "eos_id": tokenizer.eos_token_id, "bos_id": tokenizer.bos_token_id}
     differing = {
         key: (data.tokenizer[key], value)

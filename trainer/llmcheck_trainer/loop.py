@@ -7,6 +7,7 @@ import gc
 import math
 import sys
 from collections import deque
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,30 +17,35 @@ import torch.distributed as dist
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
-from llmcheck_trainer import checkpoint, claim, evaluation, export, guard, identity, model, receipt, varlen
+from llmcheck_trainer import checkpoint, claim, evaluation, export, guard, identity, model, receipt, trackers, varlen
 from llmcheck_trainer.data import Prepared, Shape, Stream
 from llmcheck_trainer.engine import build_engine, set_lr, start_process_group, train_step
 from llmcheck_trainer.placement import choose_packing, placement_of
 from llmcheck_trainer.progress import Progress
 from llmcheck_trainer.schedule import learning_rate
-from llmcheck_trainer.trackers import Trackers
+from llmcheck_trainer.stopping import StopRequest
 
 DEFAULT_LR = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}  # where neither --lr nor the plan's configuration says one
 NUM_GUARDED_STEPS = 2  # at full length: the second is the first with Adam's states in memory, and so has the run's peak
 
 
-def run(plan_file: PlanFile, plan_path: str, settings: TrainSettings) -> int:
-    """Run the plan; returns the exit code. Raises UserError for what is the user's to mend, RunFailedError where the run had to stop."""
+def run(plan_file: PlanFile, plan_path: str, settings: TrainSettings, stop: StopRequest | None = None) -> int:
+    """Run the plan; returns the exit code. `stop`: what takes requests to stop already.
+
+    Raises UserError for what is the user's to mend, RunFailedError where the run had to stop.
+    """
     device = start_process_group()
     phase = Phase("loading")
     try:
         with contextlib.ExitStack() as held:
-            return _train(plan_file, plan_path, settings, device, phase, held)
+            return _train(plan_file, plan_path, settings, device, phase, held, stop or StopRequest())
     except UserError:
         raise
     except Exception as error:
         if guard.is_lost_rank(error):
             raise guard.lost_rank(settings.output, phase.name, checkpoint.newest(settings.output), error) from error
+        if guard.is_lost_scale(error):
+            raise guard.lost_scale(settings.output, phase.name) from error
         if isinstance(error, OSError) and error.errno is not None:
             raise guard.file_error(phase.name, error) from error
         if not guard.is_out_of_memory(error):
@@ -81,16 +87,23 @@ class Pending(NamedTuple):
 
 
 def _train(
-    plan_file: PlanFile, plan_path: str, settings: TrainSettings, device: torch.device, phase: Phase, held: contextlib.ExitStack
+    plan_file: PlanFile,
+    plan_path: str,
+    settings: TrainSettings,
+    device: torch.device,
+    phase: Phase,
+    held: contextlib.ExitStack,
+    stop: StopRequest,
 ) -> int:
     plan, recipe = plan_file.plan, plan_file.plan.recipe
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(settings.seed)
-    stop = guard.StopRequest()
 
     # What must agree comes first: nothing is loaded for a run that would be the wrong one.
     checks = identity.Checks(settings.allow, kept=plan_file.allowed_codes(), speak=rank == 0)
     identity.check_plan(plan_file, plan_path, world, checks)
+    identity.check_export(recipe, settings.export)
+    trackers.wanted(settings.trackers)
     data = Prepared(settings.data)
     cut = data.check_lengths(recipe.seq_len)
     if cut is not None:
@@ -107,7 +120,7 @@ def _train(
     # The native allocator fragments where lengths differ, and the plan counts on equal ones.
     full_length = recipe.allocator == "native"
     stream = Stream(data, recipe.seq_len, shape, packing=packing, seed=settings.seed, pad_id=pad_id, full_length=full_length)
-    stream.limit = math.ceil(settings.epochs * len(stream))
+    stream.limit = math.ceil(round(settings.epochs * len(stream), 6))  # 0.07 of 100 are 7, not the 7.000000000000001 of the product
     if settings.max_steps:
         stream.limit = min(stream.limit, settings.max_steps * shape.global_batch)
     held_out = evaluation.load(settings, recipe, shape, pad_id)
@@ -143,7 +156,8 @@ def _train(
     meter.mark("init")
     adapters = recipe.lora is not None
     size = plan.memory.host.checkpoint_bytes
-    checkpoint.check_space(settings.output, size * (settings.keep + 1))
+    after = checkpoint.after_which(settings.output, found)
+    checkpoint.check_room(settings.output, size, keep=settings.keep, after=after)
     state = checkpoint.State(
         step=0,
         position=0,
@@ -157,22 +171,27 @@ def _train(
     if found is not None and resumed_from is not None:
         phase.name = "loading the checkpoint"
         checkpoint.load(engine, resumed_from, adapters=adapters)
-        state = checkpoint.State(**{**found.state.__dict__, "recipe": state.recipe})
+        state = _goes_on_from(found.state, state)
     if settings.compile:
         engine.compile()
 
-    trackers = Trackers(settings.trackers, settings.output, settings._asdict() if rank == 0 else None)
-    progress = Progress(settings.output, plan.memory, plan.time, total=stream.limit, position=state.position, trackers=trackers)
+    aside = checkpoint.set_aside(settings.output, after=after) if rank == 0 else []
+
+    told = trackers.Trackers(settings.trackers, settings.output, settings._asdict() if rank == 0 else None)
+    progress = Progress(settings.output, plan.memory, plan.time, total=stream.limit, position=state.position, trackers=told)
     progress.start(
         f"{plan.model.name}, {recipe.method}, ZeRO-{recipe.zero_stage}, {world} ranks; {len(data):,} rows"
         + (f" in {len(stream):,} packed sequences" if packing else "")
         + f"; {data.num_without_supervision() if rank == 0 else 0:,} rows without a token in the loss"
         + (f"; resumed at step {state.step}" if state.step else "")
     )
-    watch = guard.LossGuard(settings.output, stop_at_nan=settings.on_nan == "stop")
+    if aside:
+        progress.say(f"set aside in checkpoints/, since this run does not go on from there: {', '.join(aside)}")
+    watch = guard.LossGuard(settings.output, stop_at_nan=settings.on_nan == "stop", scaled=recipe.precision == "fp16")
     total = torch.zeros((), dtype=torch.float32, device=device)
     pending: deque[Pending] = deque()
-    outcome = "finished"
+    # Started again after its end it only writes the model, as a run does that came to the end of its data.
+    outcome = "stopped-early" if settings.patience and state.bad_evaluations >= settings.patience else "finished"
     unsaved: UserError | None = None
 
     def settle() -> bool:
@@ -184,14 +203,15 @@ def _train(
                 done.arrived.synchronize()
             loss = float(done.values[0]) / max(done.num_supervised, 1)
             asked = asked or float(done.values[1]) > 0
-            kind = watch.look(done.step, loss, partial(_rows, stream, done), write=rank == 0)
-            progress.step(done.step, done.position, loss, done.lr, _number(done.grad_norm), done.num_tokens, done.num_padded, meter, kind)
+            norm = _number(done.grad_norm)
+            kind = watch.look(done.step, loss, norm, partial(_rows, stream, done), write=rank == 0)
+            progress.step(done.step, done.position, loss, done.lr, norm, done.num_tokens, done.num_padded, meter, kind)
         return asked
 
     step, position, tokens = state.step, state.position, state.num_tokens
     final_loss: float | None = None
     gc.collect()
-    while position < stream.limit:
+    while position < stream.limit and outcome == "finished":
         guarded = meter.step < NUM_GUARDED_STEPS
         phase.name = f"step {step + 1}" + (" at full length" if guarded else "")
         batches, num_supervised, num_tokens = stream.step(position, full_length=guarded)
@@ -221,8 +241,8 @@ def _train(
         if eval_now and held_out is not None:
             phase.name = "evaluation"
             result = evaluation.evaluate(engine, held_out, placement, device)
-            final_loss = result.loss
-            better = state.best_loss is None or result.loss < state.best_loss
+            final_loss = result.loss if math.isfinite(result.loss) else None
+            better = final_loss is not None and (state.best_loss is None or final_loss < state.best_loss)
             state = checkpoint.State(
                 **{
                     **state.__dict__,
@@ -249,8 +269,6 @@ def _train(
                 checkpoint.prune(settings.output, keep=settings.keep, best_step=state.best_step)
         if eval_now or save_now:
             meter.pause()
-        if outcome != "finished":
-            break
     settle()
 
     if outcome == "finished" or outcome == "stopped-early":
@@ -267,6 +285,13 @@ def _train(
         raise unsaved
     dist.barrier()
     return 0
+
+
+def _goes_on_from(saved: checkpoint.State, fresh: checkpoint.State) -> checkpoint.State:
+    """The state of a run that goes on from `saved`: of another run (--allow other-run), only what it learned and its step's number."""
+    if saved.run_identity == fresh.run_identity:
+        return replace(saved, recipe=fresh.recipe, plan_digest=fresh.plan_digest)
+    return replace(fresh, step=saved.step, num_tokens=saved.num_tokens)
 
 
 def _save(engine: Any, settings: TrainSettings, state: checkpoint.State, *, adapters: bool, needed: int) -> UserError | None:

@@ -67,15 +67,23 @@ def build_config(spec: ModelSpec, recipe: TrainingRecipe, folder: str | None) ->
     else:
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as reason:
+        except Exception as reason:  # a stranger's file: whatever transformers makes of it
             raise UserError(
-                f"{folder} has no usable config.json", code="weights", where="--weights", why=str(reason).splitlines()[0][:300]
+                f"{folder} has no usable config.json",
+                code="weights",
+                where=os.path.join(folder, "config.json"),
+                why=_first_line(reason),
+                hint="copy or download it again; `llmcheck doctor --model` says more",
             ) from reason
         _compare(spec, planned, config, folder)
     eager = recipe.attention == "eager" or spec.family == "bloom"  # BLOOM's class knows no other; bloom.install brings SDPA
     config._attn_implementation = "eager" if eager else {"sdpa": "sdpa", "flash": "flash_attention_2"}[recipe.attention]
     config.use_cache = False
     return config
+
+
+def _first_line(reason: Exception) -> str:
+    return f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:300]}"
 
 
 def _compare(spec: ModelSpec, planned: dict[str, Any], config: Any, folder: str) -> None:
@@ -105,6 +113,14 @@ def _constructed(config: Any, recipe: TrainingRecipe, device: torch.device) -> A
     try:
         with no_init_weights(), _place(recipe, device):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except (KeyError, TypeError, ValueError, AttributeError) as reason:
+        raise UserError(
+            f"transformers makes no {config.model_type} model of this configuration",
+            code="weights-model",
+            where="config.json",
+            why=_first_line(reason),
+            hint="is it whole, and does this release of transformers know it? `llmcheck doctor --model` says more",
+        ) from reason
     finally:
         torch.set_default_dtype(before)
     model.tie_weights()  # no_init_weights leaves this out with the rest of the initialisation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -57,7 +58,7 @@ class Progress:
         self, step: int, position: int, loss: float, lr: float, norm: float | None, tokens: int, padded: int, meter: Meter, kind: str
     ) -> None:
         """Log a step; `kind` is what is wrong with its loss, or empty."""
-        self.last_loss = loss if loss == loss else None
+        self.last_loss = loss if math.isfinite(loss) else None
         if self._log is None:
             return
         self._tokens += tokens
@@ -75,9 +76,9 @@ class Progress:
         values = {
             "step": step,
             "position": position,
-            "loss": loss if loss == loss and abs(loss) != float("inf") else repr(loss),
+            "loss": _plain(loss),
             "lr": lr,
-            "grad_norm": norm if norm is None or norm == norm else repr(norm),
+            "grad_norm": None if norm is None else _plain(norm),
             "num_tokens": tokens,
             "num_padded_tokens": padded,
             "tokens_per_s": tokens_per_s,
@@ -96,7 +97,9 @@ class Progress:
             + f" · {tokens_per_s:,.0f} tok/s ({padded_per_s:,.0f} with padding) · MFU {100 * mfu:.1f} %"
             + f" · memory {gib(allocated)} now, {gib(peak)} peak, {gib(planned)} planned · {human_seconds(left_s)} left"
         )
-        if kind:
+        if kind == "gradient":
+            self.say(f"warning: the gradients of step {step} are not numbers: the step was left out")
+        elif kind:
             self.say(f"warning: {kind} in the loss of step {step}: {loss}")
         if self._bar is not None:
             self._bar.update(text)
@@ -107,7 +110,7 @@ class Progress:
     def evaluation(self, step: int, result: Result) -> None:
         """Log an evaluation."""
         if self._log is not None:
-            self._write({"step": step, "event": "evaluation", **result._asdict(), "time": time.time()})
+            self._write({"step": step, "event": "evaluation", **{k: _plain(v) for k, v in result._asdict().items()}, "time": time.time()})
             self.trackers.log({"eval_loss": result.loss, "eval_perplexity": result.perplexity}, step)
             self.say(f"step {step} · evaluation loss {result.loss:.4f} · perplexity {result.perplexity:.2f} · {result.num_tokens:,} tokens")
 
@@ -137,3 +140,8 @@ class Progress:
         if not self._log_failed:
             self.say(f"warning[log]: {self._log.name} lacks steps from here on: {reason}")
         self._log_failed = True
+
+
+def _plain(value: float) -> float | str:
+    """`value` as JSON has it, which knows no NaN and no infinity."""
+    return value if math.isfinite(value) else repr(value)

@@ -15,6 +15,7 @@ from llmcheck import planfile
 from llmcheck.errors import UserError
 from llmcheck_trainer import last_words
 from llmcheck_trainer import settings as command_line
+from llmcheck_trainer.stopping import StopRequest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         path, settings = command_line.parse(sys.argv[1:] if argv is None else argv)
         plan_file = planfile.read(path)
+        stop = StopRequest()  # before the seconds that importing takes
         for name, value in plan_file.launch.env.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
         from llmcheck_trainer import loop  # torch is imported here, after the environment is set
 
-        code = loop.run(plan_file, path, settings)
+        code = loop.run(plan_file, path, settings, stop)
         loop.leave()
         return code
     except UserError as error:

@@ -63,8 +63,17 @@ def _files(folder: str) -> list[str]:
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = os.path.join(folder, stem + ".index.json")
         if os.path.isfile(index):
-            with open(index, encoding="utf-8") as file:
-                names = sorted(set(json.load(file)["weight_map"].values()))
+            try:
+                with open(index, encoding="utf-8") as file:
+                    names = sorted({str(name) for name in json.load(file)["weight_map"].values()})
+            except (ValueError, KeyError, TypeError, AttributeError) as reason:
+                raise UserError(
+                    f"cannot read {index}",
+                    code="weights",
+                    where=index,
+                    why=f"{type(reason).__name__}: {str(reason)[:200]}",
+                    hint="the file is damaged or incomplete: copy or download it again",
+                ) from reason
             missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
             if missing:
                 raise UserError(

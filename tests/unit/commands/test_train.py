@@ -113,6 +113,8 @@ def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path
         ("a slots=8\na slots=8\n", "names a twice"),
         ("a slots=8\nb 8\n", "line 2"),
         ("a slots=8\nb slots=4\n", "b has 4 slots"),
+        ("a slots=8\n-oProxyCommand=x slots=8\n", "'-oProxyCommand=x' cannot be the name of a host"),
+        ("a slots=8\n$(x) slots=8\n", "'$(x)' cannot be the name of a host"),
     ):
         hosts.write_text(text)
         code, _, err = llmcheck(*base, "--hostfile", hosts)
@@ -123,6 +125,9 @@ def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path
     assert command_of(out)[:7] == ["deepspeed", "--hostfile", str(hosts), "--num_nodes", "2", "--num_gpus", "8"]
     code, out, _ = llmcheck(*base, "--hostfile", hosts, "--launcher", "torchrun")
     assert command_of(out)[:9] == "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint a:29500".split()
+    for place in ("a", "a b:1", "a;x:1", "a:b"):
+        code, _, err = llmcheck(*base, "--launcher", "torchrun", "--rendezvous", place)
+        assert (code, "--rendezvous needs HOST:PORT" in err) == (2, True), err
 
 
 @pytest.mark.parametrize(
@@ -136,6 +141,12 @@ def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path
         (["--data", "d", "--output", "o", "--allow", "LCM1O4=typed"], "did you mean"),
         (["--data", "d", "--output", "o", "--allow", "everything"], "does not know 'everything'"),
         (["--data", "d", "--output", "o", "--patience", "2"], "needs --eval-data"),
+        (["--data", "d", "--output", "o", "--eval-every", "2"], "needs --eval-data"),
+        (["--data", "d", "--output", "o", "--num-generations", "2"], "needs --eval-data"),
+        (["--data", "d", "--output", "o", "--export", "merged"], "--export merged does not go with the plan's method full"),
+        (["--data", "d", "--output", "o", "--rendezvous", "a:1"], "only torchrun's nodes meet"),
+        (["--data", "d", "--output", "o", "--rendezvous", "a:1", "--launcher", "torchrun"], "which meets nobody"),
+        (["--data", "d", "--output", "o", "--resume", "nowhere"], "error[checkpoint]: there is no checkpoint"),
         (["--data", "d", "--output", "o\n--evil"], "cannot be printed"),
     ],
 )
@@ -195,6 +206,43 @@ def test_job_files_hold_the_same_command(nodes: int, tmp_path: Path, llmcheck: A
     assert shlex.split(sky["run"].replace("\\\n", " ").splitlines()[-1])[-8:] == words
     assert sky["num_nodes"] == nodes
     assert sky["resources"]["accelerators"] == "H100:8"
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("slurm", ("--hostfile", "h")),
+        ("slurm", ("--image", "i")),
+        ("kubernetes", ("--launcher", "deepspeed")),
+        ("skypilot", ("--rendezvous", "a:1")),
+        ("deepspeed", ("--rendezvous", "a:1")),
+        ("torchrun", ("--name", "n")),
+    ],
+)
+def test_what_a_job_file_would_leave_out_is_refused(target: str, words: tuple[str, str], plan: Path, data: Path, llmcheck: Any) -> None:
+    code, out, err = llmcheck("launch", "--for", target, "--plan", plan, "--data", data, "--output", "o", *words)
+
+    assert (code, out) == (2, "")
+    assert f"{words[0]} has no meaning with --for {target}" in err
+
+
+def test_a_jobs_name_is_text_wherever_it_stands(plan: Path, data: Path, llmcheck: Any) -> None:
+    base = ("--plan", plan, "--data", data, "--output", "o", "--name", "no")
+    service, job = yaml.safe_load_all(llmcheck("launch", "--for", "kubernetes", *base)[1])
+    names = [service["metadata"]["name"], *service["spec"]["selector"].values(), job["metadata"]["name"]]
+
+    assert [*names, job["spec"]["template"]["spec"]["subdomain"]] == ["no"] * 4
+    assert yaml.safe_load(llmcheck("launch", "--for", "skypilot", *base)[1])["name"] == "no"
+    assert "--name cannot be '12'" in llmcheck("launch", "--for", "kubernetes", *base[:-1], "12")[2]
+
+
+def test_prepared_data_that_has_changed_is_not_trained_on(plan: Path, data: Path, tmp_path: Path, llmcheck: Any) -> None:
+    content = bytearray((data / "supervised.bin").read_bytes())
+    content[-1] ^= 1
+    (data / "supervised.bin").write_bytes(content)
+    process = llmcheck("train", "--plan", plan, "--data", data, "--output", tmp_path / "o", "--dry-run")
+
+    assert process[:2] == (2, "")
 
 
 def receipt_of(plan: Path, *, factor: float = 1.0, step_factor: float = 1.0, **changes: Any) -> dict[str, Any]:

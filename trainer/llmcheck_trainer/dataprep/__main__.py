@@ -1,4 +1,4 @@
-"""The process behind `llmcheck data` and `llmcheck train`: one JSON request as its argument; prints and exits as llmcheck does."""
+"""The process behind `llmcheck data` and `llmcheck train`: one JSON request on its standard input; prints and exits as llmcheck does."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from llmcheck.errors import CouldNotCheckError, UserError
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143  # 128 + SIGTERM
+_AGAIN_S = 0.01
 
 
 class _TerminatedError(BaseException):
@@ -21,13 +22,14 @@ class _TerminatedError(BaseException):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one request; returns the exit code. A bug is a traceback here: `llmcheck data` reports it as one."""
+    """Run one request ("-": on standard input); returns the exit code. A bug is a traceback here: `llmcheck data` reports it as one."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    sys.unraisablehook = _raise_again
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # no process is forked here after the first text is encoded
     try:
         _need_packages()
-        request: dict[str, Any] = json.loads(arguments[0])
+        request: dict[str, Any] = json.loads(sys.stdin.buffer.read() if arguments[0] == "-" else arguments[0])
         return {"prepare": _prepare, "show": _show, "ready": _ready}[request.pop("action")](request)
     except UserError as error:
         lines = [f"error[{error.code}]: {error.what}"]
@@ -45,6 +47,20 @@ def _stop(number: int, *_: object) -> NoReturn:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt if number == signal.SIGINT else _TerminatedError
+
+
+def _raise_again(lost: Any) -> None:
+    """What raises in a callback of the interpreter's own (an import's lock, the end of an object) is lost there, a request to stop too."""
+    reason = lost.exc_value
+    if not isinstance(reason, (KeyboardInterrupt, _TerminatedError)):
+        sys.__unraisablehook__(lost)
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise reason
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
 
 
 def _need_packages() -> None:

@@ -22,7 +22,7 @@ def read(source: Source, advance: Callable[[int], None]) -> Iterator[Rows]:
             f"{source.label} needs pyarrow",
             code="missing-package",
             where=source.label,
-            why=f"it is a {source.kind.capitalize()} file, and pyarrow is not installed",
+            why=f"it is {'an' if source.kind == 'arrow' else 'a'} {source.kind.capitalize()} file, and pyarrow is not installed",
             hint="pip install pyarrow",
         ) from reason
     batches = _parquet(source.path) if source.kind == "parquet" else _arrow(source.path)

@@ -61,6 +61,14 @@ def make_ready(sets: Iterable[Set], wanted: Wanted, *, dry: bool) -> None:
 def _prepared(given: Set, wanted: Wanted) -> _Found:
     assert given.folder is not None
     manifest = _look_at(given.folder, given.flag, wanted)
+    if not store.is_whole(given.folder, manifest):  # a run's receipt names its data by the manifest's hashes
+        raise UserError(
+            "the prepared data has changed since it was made",
+            code="data",
+            where=f"{given.flag} {given.folder}",
+            why=f"its files have other hashes than {store.MANIFEST} says",
+            hint="prepare it again",
+        )
     complain([f"{given.flag} {given.folder}: {line}" if not at else line for at, line in enumerate(report.brief(manifest, _PLAIN))])
     return _Found(manifest)
 
@@ -177,8 +185,8 @@ def _fail(error: UserError, wanted: Wanted) -> None:
 
 def _warn_of_shared(train: _Found, held_out: _Found) -> None:
     """Rows that are learnt say nothing about rows that are not."""
-    sums = {source["sha256"]: source["path"] for source in train.manifest["sources"] if source.get("sha256")}
-    shared = [source["path"] for source in held_out.manifest["sources"] if source.get("sha256") in sums]
+    sums = {source["sha256"]: source["path"] for source in _sources(train) if source.get("sha256")}
+    shared = [source["path"] for source in _sources(held_out) if source.get("sha256") in sums]
     shared += [file for file in held_out.files if any(_is_same(file, other) for other in train.files) and file not in shared]
     if not shared and train.manifest["files"][store.TOKENS] == held_out.manifest["files"][store.TOKENS]:
         shared = ["all of it"] if train.manifest["files"][store.TOKENS]["num_bytes"] else []
@@ -190,6 +198,12 @@ def _warn_of_shared(train: _Found, held_out: _Found) -> None:
                 "  hint: hold other rows out",
             ]
         )
+
+
+def _sources(found: _Found) -> list[Mapping[str, Any]]:
+    """The sources that the manifest names; one of a folder may have been edited."""
+    listed = found.manifest.get("sources")
+    return [each for each in listed if isinstance(each, dict) and "path" in each] if isinstance(listed, list) else []
 
 
 def _is_same(one: str, other: str) -> bool:

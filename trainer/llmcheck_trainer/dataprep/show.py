@@ -28,8 +28,12 @@ class Request:
 def show(request: Request, terminal: Terminal) -> str:
     """The text for a terminal. Raises UserError."""
     reader = store.Reader(request.path)
+    try:
+        lines = report.summary(reader.manifest, terminal)
+        _check_sources(reader)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as reason:  # it was edited: all of this is read from it
+        raise store.damaged(request.path, reason) from reason
     tokenizer = _tokenizer(request, reader.manifest)
-    lines = report.summary(reader.manifest, terminal)
     lines.append("")
     for row in chosen_rows(request, reader):
         ids, supervised = reader.row(row)
@@ -40,6 +44,10 @@ def show(request: Request, terminal: Terminal) -> str:
 def document(request: Request) -> dict[str, Any]:
     """The same for programs: the manifest, and the chosen rows with ids and text."""
     reader = store.Reader(request.path)
+    try:
+        _check_sources(reader)
+    except (KeyError, TypeError) as reason:
+        raise store.damaged(request.path, reason) from reason
     tokenizer = _tokenizer(request, reader.manifest)
     rows = []
     for row in chosen_rows(request, reader):
@@ -104,6 +112,17 @@ def _tokenizer(request: Request, manifest: dict[str, Any]) -> tokenizers_.Tokeni
     path = request.tokenizer or said["path"]
     folder = hub.tokenizer_folder(path) if hub.is_name(path) else path
     return tokenizers_.load(folder, pad_token=None if request.tokenizer else said.get("pad_token"))
+
+
+def _check_sources(reader: store.Reader) -> None:
+    """Raises TypeError or KeyError where a row's file, or the tokenizer, would not be found in the manifest."""
+    sources = reader.manifest["sources"]
+    if not isinstance(reader.manifest["tokenizer"]["path"], str):
+        raise TypeError("its tokenizer has no path")
+    if not isinstance(sources, list) or not all(isinstance(each, dict) and isinstance(each.get("path"), str) for each in sources):
+        raise TypeError("its sources are not named")
+    if reader.num_rows and reader.source(reader.num_rows - 1)[0] >= len(sources):
+        raise TypeError("it names fewer sources than its rows are of")
 
 
 def _title(reader: store.Reader, row: int) -> str:

@@ -12,6 +12,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from shlex import quote
 from typing import Any
 
 from llmcheck.errors import UserError
@@ -125,6 +126,10 @@ def open_source(path: str, label: str = "") -> Source:
         return Source(path, label, "parquet", status.st_size, unit="row")
     if magic[:6] == b"ARROW1" or (ending in (".arrow", ".feather") and magic[:4] == b"\xff\xff\xff\xff"):
         return Source(path, label, "arrow", status.st_size, unit="row")
+    if magic.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        why = "each of its rows would be bad: rows are UTF-8"
+        hint = f"save it as UTF-8: iconv -f UTF-16 -t UTF-8 {quote(label)} > utf8{ending}"
+        raise UserError(f"{label} is UTF-16 text", code="input", where=label, why=why, hint=hint)
     if not status.st_size:
         raise UserError(f"{label} is empty", code="input", where=label, hint="is it the right file?")
     if ending in (".txt", ".text", ".md"):

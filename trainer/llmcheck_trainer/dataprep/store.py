@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ FILE_SHIFT = 48  # of source.bin: a line number has 48 bits, the file's place in
 MAX_FILES = 1 << 15
 MAX_MANIFEST_BYTES = 16 << 20
 _LOCK = ".lock"
+_MAKING_S = 60.0  # a scratch folder has its lock an instant after it is made
 _TOKENS_AT_A_TIME = 1 << 24  # bounds the memory of a pass over all tokens
 
 
@@ -113,7 +115,8 @@ class Writer:
                 file.close()
             whole = {**manifest, "files": files}
             with open(os.path.join(self.scratch, MANIFEST), "wb") as file:
-                file.write(json.dumps(whole, indent=1, ensure_ascii=False).encode() + b"\n")
+                # Names of files need not be UTF-8: what stands for such bytes in them becomes a JSON escape.
+                file.write(json.dumps(whole, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             _sync_folder(self.scratch)
@@ -182,11 +185,18 @@ def clear_away(folder: str, name: str) -> None:
             with open(os.path.join(path, _LOCK), "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
-        except FileNotFoundError:  # being made, or replaced data that a killed run left
-            if os.path.isfile(os.path.join(path, MANIFEST)):
+        except FileNotFoundError:  # being made, replaced data that a killed run left, or of a run killed before it took the lock
+            if os.path.isfile(os.path.join(path, MANIFEST)) or _age_s(path) > _MAKING_S:
                 shutil.rmtree(path, ignore_errors=True)
         except OSError:  # in use
             continue
+
+
+def _age_s(path: str) -> float:
+    try:
+        return time.time() - os.stat(path).st_mtime
+    except OSError:  # it is gone
+        return 0.0
 
 
 def _sync_folder(path: str) -> None:
@@ -233,6 +243,12 @@ def is_whole(path: str, manifest: Mapping[str, Any]) -> bool:
     return True
 
 
+def damaged(path: str, reason: Exception) -> UserError:
+    """The error of a folder whose manifest is not what a preparation writes, or does not go with its files."""
+    why = f"{MANIFEST} lacks {reason}" if isinstance(reason, KeyError) else str(reason)
+    return UserError("the prepared data is damaged", code="data", where=path, why=why, hint="prepare it again")
+
+
 class Reader:
     """Rows of a folder, mapped into memory. Raises UserError when the files' sizes are not those of the manifest."""
 
@@ -245,8 +261,11 @@ class Reader:
             for name, size in sizes.items():
                 if os.path.getsize(os.path.join(path, name)) != size:
                     raise ValueError(f"{name} is not {size} bytes long")
+            said = self.manifest["tokenizer"]
+            if not isinstance(said["vocab_size"], int) or not isinstance(said["digest"], str):
+                raise TypeError("its tokenizer is not described")
         except (KeyError, TypeError, ValueError, OSError) as reason:
-            raise UserError("the prepared data is damaged", code="data", where=path, why=str(reason), hint="prepare it again") from reason
+            raise damaged(path, reason) from reason
         self.num_rows = num_rows
         self._tokens = _mapped(os.path.join(path, TOKENS), dtype)
         self._supervised = _mapped(os.path.join(path, SUPERVISED), np.dtype(np.uint8))

@@ -84,6 +84,8 @@ def load(path: str, *, pad_token: str | None = None) -> Tokenizer:
             where="--tokenizer",
             hint=f"give the model's folder, with {JSON} (or {MODEL}) and {CONFIG}; or a Hub name where the Hub can be reached",
         )
+    if pad_token is not None and not _is_text(pad_token):
+        raise UserError("--pad-token is not UTF-8 text", code="tokenizer", where="--pad-token", hint="it must be one whole token")
     backend, serialized, content = _backend(path)
     config = _optional(path, CONFIG)
     special_map = _optional(path, SPECIAL_MAP)
@@ -198,7 +200,25 @@ def template_text(path: str) -> str:
 
 def _optional(folder: str, name: str) -> dict[str, Any]:
     path = os.path.join(folder, name)
-    return load_object(path, what=name) if os.path.isfile(path) else {}
+    document = load_object(path, what=name) if os.path.isfile(path) else {}
+    if not _is_text(json.dumps(document, ensure_ascii=False)):
+        raise UserError(
+            f"{name} holds half of a character",
+            code="tokenizer",
+            where=path,
+            why=r"an escape like \ud800 stands alone, and no vocabulary has that",
+            hint="download the file again, or mend it",
+        )
+    return document
+
+
+def _is_text(text: str) -> bool:
+    """Whether every character of `text` is a whole one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _backend(folder: str) -> tuple[Backend, str, bytes]:
