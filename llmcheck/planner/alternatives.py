@@ -11,11 +11,13 @@ from llmcheck.planner.plan import Alternative
 from llmcheck.types import Method, TrainingRecipe
 
 MAX_ALTERNATIVES = 4
+BF16_BUDGET = 1.5
 
 
 def alternatives(searcher: Searcher, chosen: Checked, *, budget: float) -> tuple[Alternative, ...]:
     """Recipes of another kind, the fastest of each that was found to fit; one more of each kind that people ask about is simulated."""
     limit = searcher.spent + budget
+    _try_full_in_bf16(searcher, chosen, budget=min(budget, BF16_BUDGET))
     for pick in _other_kinds(chosen.recipe):
         if searcher.spent >= limit:
             break
@@ -31,8 +33,26 @@ def alternatives(searcher: Searcher, chosen: Checked, *, budget: float) -> tuple
             continue
         if kind not in best or checked.time.tokens_per_s > best[kind].time.tokens_per_s:
             best[kind] = checked
-    ranked = sorted(best.values(), key=lambda c: (c.verdict != "fits", -c.time.tokens_per_s))
+    # what trains more than the chosen recipe comes first: it is slower, and what people hope for
+    ranked = sorted(best.values(), key=lambda c: (c.verdict != "fits", not _trains_more(c, chosen), -c.time.tokens_per_s))
     return tuple(_alternative(checked, chosen) for checked in ranked[:MAX_ALTERNATIVES])
+
+
+def _trains_more(checked: Checked, chosen: Checked) -> bool:
+    return checked.recipe.method == "full" and chosen.recipe.method != "full" and checked.recipe.offload == "none"
+
+
+def _try_full_in_bf16(searcher: Searcher, chosen: Checked, *, budget: float) -> None:
+    """Where full fine-tuning does not fit the GPUs with fp32 masters, look for it with the optimizer that has none."""
+    space, recipe = searcher.space, chosen.recipe
+    wanted = "full" in space.methods and (recipe.method != "full" or recipe.offload != "none")
+    if not wanted or space.optimizer is not None or space.base.precision != "bf16" or searcher.request.ds_config is not None:
+        return
+    lean = Searcher(searcher.request, searcher.evaluator, space._replace(methods=("full",), optimizer="adam-bf16", offloads=("none",)))
+    plausible = [c for c in lean.candidates("full") if lean.plausible(c)]
+    if plausible:
+        lean.best(plausible, budget)
+    searcher.spent += lean.spent
 
 
 def _methods_for(searcher: Searcher, chosen: Checked) -> Iterable[Method]:
@@ -40,7 +60,7 @@ def _methods_for(searcher: Searcher, chosen: Checked) -> Iterable[Method]:
 
 
 def _kind(recipe: TrainingRecipe) -> tuple[object, ...]:
-    return (recipe.method, recipe.zero_stage, recipe.offload, recipe.checkpointing, recipe.loss)
+    return (recipe.method, recipe.zero_stage, recipe.offload, recipe.checkpointing, recipe.loss, recipe.optimizer)
 
 
 def _other_kinds(recipe: TrainingRecipe) -> tuple[Callable[[TrainingRecipe], bool], ...]:

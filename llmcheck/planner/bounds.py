@@ -141,7 +141,13 @@ def guess_bytes(model: ModelSpec, shape: Shape, recipe: TrainingRecipe, cluster:
             buffers += 2 * element * max(layer_params, float(shape.vocab_size * shape.embed_dim)) + min(1e9, model.num_params) * element / 2
         elif recipe.zero_stage == 1:
             held = model.num_params * element
-    step = held + _partition_params(model, recipe, cluster) * 6.0 + 8.0 * shape.vocab_size * shape.embed_dim / max(1, cluster.num_gpus)
+    copies = 6.0  # bytes a parameter of the partition: flat gradients, and those in fp32
+    norm = 8.0 * shape.vocab_size * shape.embed_dim / max(1, cluster.num_gpus)  # of the largest gradient, in fp64
+    if _bf16_masters(recipe):
+        copies = 2.0
+    if recipe.optimizer == "adam-bf16" and recipe.zero_stage == 0:  # gradients stay on the parameters, whose activations go meanwhile
+        copies = norm = buffers = 0.0
+    step = held + _partition_params(model, recipe, cluster) * copies + norm
     peak = kept.resident + max(buffers + activations, buffers / 2 + checkpoints + logits, step)
     slack = 1.04 if recipe.allocator == "expandable" else 1.12
     return peak * slack + 1.0 * (1 << 30)

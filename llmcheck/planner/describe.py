@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from llmcheck.types import Method, Offload, TrainingRecipe
+from llmcheck.types import Method, Offload, Optimizer, TrainingRecipe
 
 METHOD: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+OPTIMIZER: dict[Optimizer, str] = {"adam-8bit": "8-bit Adam", "adam-bf16": "Adam in bf16"}  # what is not the default
 _OFFLOAD: dict[Offload, str] = {"none": "", "optimizer": "optimizer offloaded", "params": "parameters and optimizer offloaded"}
 
 # What the methods cost in quality. Sources: Biderman et al. 2024 (LoRA learns less and forgets less), arXiv:2405.09673; Dettmers et
@@ -26,6 +27,8 @@ def title(recipe: TrainingRecipe) -> str:
     if recipe.lora is not None:
         parts[0] += f" r{recipe.lora.rank}"
     parts.append(f"ZeRO-{recipe.zero_stage}")
+    if recipe.optimizer in OPTIMIZER:
+        parts.append(OPTIMIZER[recipe.optimizer])
     if recipe.offload != "none":
         parts.append(_OFFLOAD[recipe.offload])
     parts.append(f"micro-batch {recipe.micro_batch_size}" + (f" x {recipe.grad_accum_steps}" if recipe.grad_accum_steps > 1 else ""))
@@ -40,6 +43,8 @@ def flags(recipe: TrainingRecipe) -> tuple[str, ...]:
     out = ["--method", recipe.method]
     if recipe.lora is not None:
         out += ["--lora-rank", str(recipe.lora.rank)]
+    if recipe.optimizer in OPTIMIZER:
+        out += ["--optimizer", recipe.optimizer]
     out += ["--zero", str(recipe.zero_stage), "--offload", recipe.offload, "--micro-batch", str(recipe.micro_batch_size)]
     if recipe.grad_accum_steps > 1:
         out += ["--grad-accum", str(recipe.grad_accum_steps)]
@@ -57,7 +62,7 @@ def compare(speed: float, reference: float, recipe: TrainingRecipe, chosen: Trai
         parts.append("as fast")
     if recipe.method != chosen.method:
         if recipe.method == "full":
-            parts.append("trains every weight")
+            parts.append("trains every weight" + (f"; {QUALITY[recipe.optimizer]}" if recipe.optimizer in OPTIMIZER else ""))
         else:
             parts.append(QUALITY[recipe.method])
     return "; ".join(parts)
