@@ -85,7 +85,13 @@ def add_run(parser: argparse.ArgumentParser, *, raw: bool) -> None:
         group, "--keep", "N", whole("--keep", 1, 10**6, unit="checkpoints"), "newest checkpoints that stay, beside the best (default: 2)"
     )
     _value(group, "--eval-every", "N", whole("--eval-every", 0, _STEPS, unit="steps"), "steps between evaluations (default: at the end)")
-    _value(group, "--patience", "N", whole("--patience", 0, 10**6, unit="evaluations"), "stop after N evaluations without improvement")
+    _value(
+        group,
+        "--patience",
+        "N",
+        whole("--patience", 0, 10**6, unit="evaluations"),
+        "stop after N evaluations without improvement; the best weights are exported",
+    )
     _value(group, "--num-generations", "N", whole("--num-generations", 0, 1000, unit="prompts"), "held-out prompts that are continued")
     exports = ("auto", "model", "adapter", "merged", "none")
     _value(group, "--export", "|".join(exports), choice("--export", exports), "what is written at the end (default: model or adapter)")

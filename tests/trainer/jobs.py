@@ -338,3 +338,16 @@ def flat_copies_between_steps(model: str, plan: str) -> int:
         if isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 and t.untyped_storage().data_ptr() not in older:
             found[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
     return sum(weights <= size // 2 < 1.1 * weights for size in found.values())
+
+
+def optimizer_groups(model: str, plan: str, weight_decay: float) -> list[dict[str, Any]]:
+    """The settings of an engine's optimizer."""
+    from llmcheck import planfile
+    from llmcheck_trainer.engine import build_engine, start_process_group
+    from llmcheck_trainer.model import build_model
+
+    device = start_process_group()
+    spec = planfile.read(plan).plan
+    net = build_model(spec.model, spec.recipe, device, folder=model)
+    engine = build_engine(net, spec.recipe, device, lr=1e-2, weight_decay=weight_decay)
+    return [{name: value for name, value in group.items() if name in ("weight_decay", "betas")} for group in engine.optimizer.param_groups]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -29,3 +30,26 @@ def test_a_step_with_nan_is_left_out(one: Ranks, tmp_path: Path, zero: str, opti
     assert [step["moved"] for step in steps] == [True, False, True]
     assert math.isinf(steps[1]["norm"])
     assert math.isfinite(steps[2]["norm"])
+
+
+@pytest.mark.parametrize("zero", ["0", "2"])
+def test_the_norm_of_the_gradients_is_told_in_fp32_too(one: Ranks, tmp_path: Path, zero: str) -> None:
+    model = make_model(tmp_path / "model", "llama")
+    plan = make_plan(tmp_path / "plan.json", model, "--zero", zero, gpus=1)
+
+    (steps,) = one.call("nan_steps", str(model), str(plan))
+
+    assert math.isfinite(steps[0]["norm"])
+    assert steps[0]["norm"] > 0
+    assert not math.isfinite(steps[1]["norm"])
+
+
+def test_weight_decay_on_the_command_line_is_heard_where_the_plan_has_an_optimizer(one: Ranks, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "llama")
+    section = {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "betas": [0.8, 0.9]}}}
+    (tmp_path / "ds.json").write_text(json.dumps(section))
+    plan = make_plan(tmp_path / "plan.json", model, "--ds-config", str(tmp_path / "ds.json"), gpus=1)
+
+    (groups,) = one.call("optimizer_groups", str(model), str(plan), 0.3)
+
+    assert [(group["weight_decay"], group["betas"]) for group in groups] == [(0.3, [0.8, 0.9])]

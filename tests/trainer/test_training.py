@@ -264,6 +264,12 @@ def test_a_run_that_no_longer_improves_stops(two: Ranks, folders: dict[str, Path
 
     assert outcomes == ["stopped-early"] * 2
     assert steps_of(tmp_path / "out") == steps
+    # what is written is the best, not the last
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line.get("event") == "evaluation"]
+    exported, _ = reference(tmp_path / "out" / "model", held_out, [list(range(9))], 0.0)
+    assert exported[0] == pytest.approx(min(losses), rel=1e-4)
+    assert losses[-1] > 1.05 * min(losses)
 
 
 def test_a_part_of_an_epoch_is_no_row_longer_than_it_says(one: Ranks, folders: dict[str, Path], tmp_path: Path) -> None:

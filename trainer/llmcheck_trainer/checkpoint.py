@@ -200,6 +200,17 @@ def find(output: str, resume: str) -> Found | None:
     return None
 
 
+def at_step(output: str, step: int) -> tuple[Found | None, str]:
+    """The checkpoint of `step` if it is there, whole, and of this number of ranks; else why not. All ranks call it and get the same."""
+    folder = dict(_listed(output)).get(step)
+    if folder is None:
+        return None, "it was not kept"
+    found, why = _read(folder)
+    if found is not None and found.world_size != dist.get_world_size():
+        return None, f"it is of {found.world_size} ranks"
+    return found, why
+
+
 def prepare(found: Found) -> tuple[str, dict[str, Any]]:
     """The folder to load on this number of ranks, and what the DeepSpeed configuration needs for it; converts if need be."""
     # Without ZeRO every rank has the whole state, and one of them has saved it.

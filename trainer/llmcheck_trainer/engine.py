@@ -52,8 +52,10 @@ def build_engine(model: Any, recipe: TrainingRecipe, device: torch.device, *, lr
     if not parameters:
         raise UserError("nothing to train: no parameter requires a gradient", code="lora-targets", where="recipe.lora.targets")
     if recipe.optimizer == "cpu-adam" or "optimizer" in config:
-        # DeepSpeed builds its own for states in host memory; a user's section keeps its values.
-        optimizer = config.get("optimizer") or {"type": "AdamW", "params": {"lr": lr, "betas": list(BETAS), "weight_decay": weight_decay}}
+        # DeepSpeed builds its own for states in host memory; a user's section keeps its values, but for what the command line says.
+        optimizer = config.get("optimizer") or {"type": "AdamW", "params": {"lr": lr, "betas": list(BETAS), "weight_decay": 0.0}}
+        if weight_decay:
+            optimizer = {**optimizer, "params": {**optimizer.get("params", {}), "weight_decay": weight_decay}}
         if device.type != "cuda" and str(optimizer["type"]).lower() in ("adam", "adamw"):
             optimizer = {**optimizer, "params": {**optimizer.get("params", {}), "torch_adam": True}}
         config["optimizer"] = optimizer
@@ -64,7 +66,19 @@ def build_engine(model: Any, recipe: TrainingRecipe, device: torch.device, *, lr
         optimizer = _optimizer(recipe, parameters, device, lr, weight_decay)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     _look_for_nan_once(engine.optimizer)
+    if recipe.precision == "fp32" and recipe.zero_stage == 0:
+        _keep_the_norm(engine)
     return engine
+
+
+def _keep_the_norm(engine: Any) -> None:
+    """Have the norm of the gradients where the other stages have it: in fp32 without ZeRO, DeepSpeed clips by it and forgets it."""
+
+    def clip() -> None:
+        weights = [p for p in engine.module.parameters() if p.grad is not None]
+        engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(weights, engine.gradient_clipping())
+
+    engine.clip_fp32_gradients = clip
 
 
 def _bf16_engine(model: Any, recipe: TrainingRecipe, parameters: list[Any], config: dict[str, Any], lr: float, weight_decay: float) -> Any:

@@ -272,6 +272,9 @@ def _train(
     settle()
 
     if outcome == "finished" or outcome == "stopped-early":
+        if settings.patience and state.best_step not in (None, step) and settings.export != "none":
+            phase.name = "loading the best checkpoint"
+            progress.say(_take_best(engine, settings.output, state.best_step, adapters=adapters))
         phase.name = "export"
         written = export.export(engine, recipe, settings, folder)
         if written is not None:
@@ -292,6 +295,15 @@ def _goes_on_from(saved: checkpoint.State, fresh: checkpoint.State) -> checkpoin
     if saved.run_identity == fresh.run_identity:
         return replace(saved, recipe=fresh.recipe, plan_digest=fresh.plan_digest)
     return replace(fresh, step=saved.step, num_tokens=saved.num_tokens)
+
+
+def _take_best(engine: Any, output: str, step: int | None, *, adapters: bool) -> str:
+    """Put the weights of the lowest evaluation loss into the engine; what was done, or why not. All ranks call it."""
+    found, why = checkpoint.at_step(output, step or 0)
+    if found is None:
+        return f"step {step} had the lowest evaluation loss, but its checkpoint cannot be used ({why}): the last weights are written"
+    checkpoint.load(engine, checkpoint.prepare(found)[0], adapters=adapters)
+    return f"the weights of step {step} are written, which had the lowest evaluation loss"
 
 
 def _save(engine: Any, settings: TrainSettings, state: checkpoint.State, *, adapters: bool, needed: int) -> UserError | None:
