@@ -15,7 +15,8 @@ from llmcheck.planner.plan import Plan
 from llmcheck.units import GIB, MIB
 
 DATA = Path(__file__).parent / "data"
-SHARED, TRAINED = DATA / "h100-shared-2026-11.jsonl", DATA / "train-h100-2026-11.jsonl"
+SHARED = DATA / "h100-shared-2026-11.jsonl"
+WITH_NCCL, ALONE = DATA / "train-h100-2026-11.jsonl", DATA / "train-alone-h100-2026-11.jsonl"  # before and after llmcheck_trainer.alone
 GPU, NUM_GPUS = "h100", 2
 
 
@@ -56,13 +57,17 @@ def ranks_table(planned: dict[str, Plan], lines: list[dict[str, Any]]) -> list[s
 
 def trained_table(lines: list[dict[str, Any]]) -> list[str]:
     """What `llmcheck train` had on one GPU, beside the plan that it ran."""
-    out = ["| case | allocated, GiB | plan, % | reserved, % | beside the allocator, MiB |", "| --- | ---: | ---: | ---: | ---: |"]
+    out = [
+        "| case | allocated, GiB | plan, % | reserved, % | process, % | beside the allocator, MiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for line in lines:
         said, found = line["predicted"], line["measured"]
         peak = _percent(said["peak_allocated_bytes"], found["peak_allocated_bytes"])
         reserved = _percent(said["peak_reserved_bytes"], found["peak_reserved_bytes"])
+        process = _percent(said["process_bytes"], found["process_bytes"])
         beside = (found["process_bytes"] - found["peak_reserved_bytes"]) / MIB
-        out.append(f"| {line['id']} | {found['peak_allocated_bytes'] / GIB:.3f} | {peak} | {reserved} | {beside:.0f} |")
+        out.append(f"| {line['id']} | {found['peak_allocated_bytes'] / GIB:.3f} | {peak} | {reserved} | {process} | {beside:.0f} |")
     return out
 
 
@@ -71,8 +76,10 @@ def main() -> int:
     planned = dict(plans(GPU, NUM_GPUS))
     print("Two real ranks through NCCL on one H100, host ids apart, over sockets:\n")
     print("\n".join(ranks_table(planned, _lines(SHARED))))
-    print("\n`llmcheck train` on one H100, from rows to the receipt (plans of the day; their process had no NCCL in it):\n")
-    print("\n".join(trained_table(_lines(TRAINED))))
+    print("\n`llmcheck train` on one H100, from rows to the receipt:\n")
+    print("\n".join(trained_table(_lines(ALONE))))
+    print("\nThe same before one rank had a process group of its own, when NCCL was started for it (plans of the day, without it):\n")
+    print("\n".join(trained_table(_lines(WITH_NCCL))))
     return 0
 
 
