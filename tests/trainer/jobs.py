@@ -303,10 +303,11 @@ def nan_steps(model: str, plan: str) -> list[dict[str, Any]]:
     ids = torch.arange(2 * 16).view(2, 16)
     found = []
     for factor in (1.0, float("nan"), 1.0):
-        before = [p.detach().clone() for p in net.parameters()]
+        before = [getattr(p, "ds_tensor", p).detach().clone() for p in net.parameters()]
         engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss * factor)
         engine.step()
-        moved = any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+        after = [getattr(p, "ds_tensor", p) for p in net.parameters()]
+        moved = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
         found.append({"moved": moved, "norm": float(engine.get_global_grad_norm())})
     return found
 

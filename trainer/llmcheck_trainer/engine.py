@@ -72,11 +72,21 @@ def build_engine(model: Any, recipe: TrainingRecipe, device: torch.device, *, lr
 
 
 def _keep_the_norm(engine: Any) -> None:
-    """Have the norm of the gradients where the other stages have it: in fp32 without ZeRO, DeepSpeed clips by it and forgets it."""
+    """In fp32 without ZeRO, DeepSpeed clips by the norm of the gradients and forgets it, NaN or not.
+
+    It goes where the other stages have it, and a step without one is left out as there: a weight without a gradient is not moved.
+    """
 
     def clip() -> None:
         weights = [p for p in engine.module.parameters() if p.grad is not None]
-        engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(weights, engine.gradient_clipping())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in weights])
+        if bool(norm.isfinite()):
+            torch.nn.utils.clip_grads_with_norm_(weights, engine.gradient_clipping(), norm)
+        else:
+            norm = torch.full_like(norm, torch.inf)
+            for weight in weights:
+                weight.grad = None
+        engine._global_grad_norm = norm
 
     engine.clip_fp32_gradients = clip
 
