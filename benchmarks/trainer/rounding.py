@@ -2,7 +2,8 @@
 
 A small Llama is trained once in fp32 on text A, its weights are rounded to bf16 as published models are, and from these it is fine-tuned
 on text B at several learning rates: with the trainer's AdamBf16, with fp32 masters beside bf16 weights, with PyTorch's AdamW on the bf16
-weights themselves, and in fp32. Same batches, schedule, betas and clipping for all; CPU only. The table goes to
+weights themselves, and in fp32. Same batches, schedule, betas and clipping for all; CPU only. The hard case for rounding at random comes
+after it: more of text A at a high rate, where nearly nothing is left to learn and the noise of the rounding stays. The tables go to
 ``benchmarks/results/rounding-DATE.md``, or to FILE.
 """
 
@@ -30,10 +31,11 @@ VOCAB, CLASSES, LENGTH, ROWS = 256, 16, 64, 8  # tokens, their classes, tokens a
 LOGIT_SCALE = 2.5  # of the next token's logits: about 3 of the 5.5 nats that a token could have are left
 CHANGED = 0.5  # of text A's contexts go on in another way in text B
 HELD_OUT_ROWS = 256
-PRETRAINING = 2000, 3e-3  # steps, learning rate
-RATES = (1e-5, 3e-5, 1e-4, 3e-4)
-SCHEDULE: dict[str, Any] = {"kind": "cosine", "warmup": 0.03, "floor": 0.1}
-MAX_NORM = 1.0  # DeepSpeed's default
+PRETRAINING = 1500, 3e-3  # steps, learning rate
+RATES = (1e-5, 3e-5, 1e-4, 3e-4)  # the first is the default of `llmcheck train`
+SETTLED_RATE = 1e-3  # of more of text A
+SCHEDULE: dict[str, Any] = {"kind": "cosine", "warmup": 0.03, "floor": 0.1}  # the trainer's defaults
+MAX_NORM = 1.0
 
 MASTERS, OURS, NEAREST, FP32 = "fp32 masters", "adam-bf16", "AdamW on bf16", "fp32"  # the names in the table
 
@@ -165,22 +167,25 @@ def flat(model: Any) -> torch.Tensor:
     return torch.cat([p.detach().float().reshape(-1) for p in model.parameters()])
 
 
-def fine_tuned(start: Any, text: Text, held_out: torch.Tensor, *, rate: float, steps: int, seed: int) -> list[Run]:
-    """A run with each optimizer."""
-    makes: dict[str, tuple[torch.dtype, Callable[[Sequence[Any]], Any]]] = {
-        FP32: (torch.float32, Plain),
-        MASTERS: (torch.bfloat16, Masters),
-        OURS: (torch.bfloat16, lambda weights: Ours(weights, seed)),
-        NEAREST: (torch.bfloat16, Plain),
-    }
+MAKES: dict[str, tuple[torch.dtype, Callable[[Sequence[Any], int], Any]]] = {  # the weights' type; the optimizer of weights and seed
+    FP32: (torch.float32, lambda weights, _: Plain(weights)),
+    MASTERS: (torch.bfloat16, lambda weights, _: Masters(weights)),
+    OURS: (torch.bfloat16, Ours),
+    NEAREST: (torch.bfloat16, lambda weights, _: Plain(weights)),
+}
+
+
+def fine_tuned(start: Any, text: Text, held_out: torch.Tensor, names: Sequence[str], *, rate: float, steps: int, seed: int) -> list[Run]:
+    """A run with each of the optimizers; the first one's weights are those that the others' are compared with."""
     before = flat(start)
-    reference, found = before, []
-    for name, (dtype, make) in makes.items():
+    reference: torch.Tensor | None = None
+    found = []
+    for name in names:
+        dtype, make = MAKES[name]
         model = copy.deepcopy(start).to(dtype)
-        train(model, make(list(model.parameters())), text, steps=steps, rate=rate, seed=1000 + seed)
+        train(model, make(list(model.parameters()), seed), text, steps=steps, rate=rate, seed=1000 + seed)
         after = flat(model)
-        if name == FP32:
-            reference = after
+        reference = after if reference is None else reference
         distance = float((after - reference).norm() / (reference - before).norm())
         found.append(Run(name, rate, seed, loss_of(model, held_out), distance, float((after != before).float().mean())))
     return found
@@ -191,23 +196,48 @@ def spread(values: Sequence[float], form: str) -> str:
     return format(statistics.fmean(values), form) + (f" ± {format(statistics.stdev(values), form)}" if len(values) > 1 else "")
 
 
-def rows_of(runs: Sequence[Run], before: float) -> list[list[str]]:
-    """The table: a row for each learning rate and optimizer."""
+def shares(runs: Sequence[Run], before: float, name: str, rate: float) -> list[float]:
+    """What a run gained, as a share of what fp32 masters gained on the same batches; one for each seed."""
+    gains = {run.seed: before - run.loss for run in runs if run.rate == rate and run.optimizer == MASTERS}
+    return [(before - run.loss) / gains[run.seed] for run in runs if run.rate == rate and run.optimizer == name]
+
+
+def table(runs: Sequence[Run], before: float) -> list[str]:
+    """A row for each learning rate and optimizer."""
     cells = []
-    for rate in sorted({run.rate for run in runs}):
-        gains = {run.seed: before - run.loss for run in runs if run.rate == rate and run.optimizer == MASTERS}
-        for name in (FP32, MASTERS, OURS, NEAREST):
+    for rate in RATES:
+        for name in MAKES:
             these = [run for run in runs if run.rate == rate and run.optimizer == name]
-            words = [f"{rate:.0e}", name, spread([run.loss for run in these], ".4f")]
-            words += [spread([(before - run.loss) / gains[run.seed] for run in these], ".1%")]
-            words += [f"{statistics.fmean(run.distance for run in these):.0%}", f"{statistics.fmean(run.moved for run in these):.0%}"]
-            cells.append(words)
-    return cells
+            words = [f"{rate:.0e}", name, spread([run.loss for run in these], ".4f"), spread(shares(runs, before, name, rate), ".1%")]
+            words += ["" if name == FP32 else f"{statistics.fmean(run.distance for run in these):.0%}"]
+            cells.append([*words, f"{statistics.fmean(run.moved for run in these):.0%}"])
+    return report.table(("learning rate", "optimizer", "held-out loss", "share of the gain", "off fp32's weights", "moved"), cells)
+
+
+def reading(runs: Sequence[Run], before: float, settled: Sequence[Run]) -> list[str]:
+    """The tables in words: how much each way of rounding kept, and what the noise costs."""
+    ours, nearest = ([statistics.fmean(shares(runs, before, name, rate)) for rate in RATES] for name in (OURS, NEAREST))
+    losses = {name: {run.seed: run.loss for run in settled if run.optimizer == name} for name in (MASTERS, OURS)}
+    behind = spread([losses[OURS][seed] - loss for seed, loss in losses[MASTERS].items()], "+.5f")
+    at, first = f"{RATES[0]:.0e}", [run for run in runs if run.rate == RATES[0]]
+    off = {name: f"{statistics.fmean(run.distance for run in first if run.optimizer == name):.0%}" for name in (MASTERS, OURS)}
+    return [
+        f"`{OURS}` reached {min(ours):.1%} to {max(ours):.1%} of what fp32 masters gained. Rounding to the nearest reached",
+        f"{nearest[0]:.1%} at {at}, the default of `llmcheck train`, and {nearest[-1]:.1%} at {RATES[-1]:.0e}: the smaller the",
+        "steps beside the weights, the more of them are lost.",
+        "",
+        f"Rounding at random is not free: its noise stays in the weights. At {at} they end {off[OURS]} of fp32's way from where fp32",
+        f"ended (fp32 masters, rounded once: {off[MASTERS]}), in directions that the loss hardly sees. Where little was left to learn, on",
+        f"more of text A, `{OURS}` ended {behind} nats from fp32 masters (above 0: worse). Until gradients correct it, the noise",
+        "grows with the root of learning rate times steps, and a decay of the learning rate does not take it back. These runs are short",
+        "and the model is small: they show that small steps are not lost, not how weeks of training end.",
+        "",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200, help="of each fine-tuning")
+    parser.add_argument("--steps", type=int, default=200, help="of each fine-tuning; twice as many on more of text A")
     parser.add_argument("--seeds", type=int, default=3, help="fine-tunings a cell, on other batches and random bits")
     parser.add_argument("--out", type=Path, help="write the results there instead")
     args = parser.parse_args()
@@ -215,23 +245,51 @@ def main() -> None:
     began = time.monotonic()
     first = Text.drawn(1)
     second = first.changed(2)
-    held_out = second.rows(HELD_OUT_ROWS, torch.Generator().manual_seed(3))
+    held_first, held_second = (text.rows(HELD_OUT_ROWS, torch.Generator().manual_seed(3)) for text in (first, second))
     start = new_model()
-    say(began, "pretraining")
+    say(began, "training on text A")
     train(start, Plain(list(start.parameters())), first, steps=PRETRAINING[0], rate=PRETRAINING[1], seed=4)
     start = start.bfloat16().float()
-    before = loss_of(start, held_out)
-    known = first.rows(HELD_OUT_ROWS, torch.Generator().manual_seed(5))
-    say(began, f"text A {loss_of(start, known):.4f} of {first.entropy(known):.4f}, text B {before:.4f} of {second.entropy(held_out):.4f}")
+    known, before = loss_of(start, held_first), loss_of(start, held_second)
     runs: list[Run] = []
+    settled: list[Run] = []
     for seed in range(args.seeds):
         for rate in RATES:
-            say(began, f"seed {seed + 1} of {args.seeds}, learning rate {rate:.0e}")
-            runs += fine_tuned(start, second, held_out, rate=rate, steps=args.steps, seed=seed)
-    print("\n".join(report.table(HEAD, rows_of(runs, before))))
-
-
-HEAD = ("learning rate", "optimizer", "held-out loss", "share of the gain", "off fp32's weights", "weights moved")
+            say(began, f"seed {seed + 1} of {args.seeds}, text B at {rate:.0e}")
+            runs += fine_tuned(start, second, held_second, list(MAKES), rate=rate, steps=args.steps, seed=seed)
+        say(began, f"seed {seed + 1} of {args.seeds}, more of text A at {SETTLED_RATE:.0e}")
+        settled += fine_tuned(start, first, held_first, (MASTERS, OURS), rate=SETTLED_RATE, steps=2 * args.steps, seed=seed)
+    sizes = flat(start).abs()
+    num_weights, median, seconds = f"{sizes.numel():,}", f"{float(sizes.median()):.3f}", f"{time.monotonic() - began:.0f}"
+    floors = [f"{text.entropy(rows):.4f}" for text, rows in ((first, held_first), (second, held_second))]
+    options = f" --steps {args.steps} --seeds {args.seeds}"
+    versions = (f"torch {torch.__version__}", f"transformers {transformers.__version__}")
+    lines = report.header("Fine-tuning in bf16, by optimizer", f"python -m benchmarks.trainer.rounding{options}", versions)
+    lines += [
+        f"A Llama of {num_weights} random weights learns text A in fp32, {PRETRAINING[0]} steps, and is rounded to bf16; half of its",
+        f"weights are then smaller than {median}. From there it is fine-tuned on text B, in which {CHANGED:.0%} of A's contexts go on in",
+        f"another way: {args.steps} steps of {ROWS} x {LENGTH} tokens, cosine schedule, betas {BETAS[0]} and {BETAS[1]}, no weight decay,",
+        f"the norm clipped to {MAX_NORM:g}, the same batches for all, {args.seeds} seeds (mean ± standard deviation). One thread,",
+        f"{seconds} s. Losses are of {HELD_OUT_ROWS} held-out rows, in nats a token and in fp32 arithmetic of the weights as exported.",
+        f"Before: {before:.4f} on text B, where one who knew the chances would have {floors[1]}.",
+        "",
+        f"`{FP32}`: AdamW in fp32 throughout. `{MASTERS}`: beside bf16 weights and gradients, as DeepSpeed has it. `{OURS}`: the",
+        f"trainer's AdamBf16, rounded at random. `{NEAREST}`: `torch.optim.AdamW` on the bf16 weights, what a model loaded in bf16 gets",
+        "from an ordinary loop. `share of the gain`: of that of fp32 masters on the same batches. `off fp32's weights`: distance from",
+        "where fp32 ended, as a share of how far fp32 went. `moved`: weights that are not what they were.",
+        "",
+        *table(runs, before),
+        f"More of text A, {2 * args.steps} steps at {SETTLED_RATE:.0e}. Before: {known:.4f}; one who knew the chances: {floors[0]}.",
+        "",
+    ]
+    by_name = {name: [run.loss for run in settled if run.optimizer == name] for name in (MASTERS, OURS)}
+    lines += report.table(("optimizer", "held-out loss"), [(name, spread(losses, ".5f")) for name, losses in by_name.items()])
+    lines += ["## What it says", "", *reading(runs, before, settled)]
+    if args.out:
+        args.out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    else:
+        args.out = report.write("rounding", lines)
+    say(began, f"wrote {args.out.name}")
 
 
 def say(began: float, words: str) -> None:
