@@ -193,7 +193,7 @@ def fine_tuned(start: Any, text: Text, held_out: torch.Tensor, names: Sequence[s
 
 def spread(values: Sequence[float], form: str) -> str:
     """Mean ± standard deviation, which one value has not."""
-    return format(statistics.fmean(values), form) + (f" ± {format(statistics.stdev(values), form)}" if len(values) > 1 else "")
+    return format(statistics.fmean(values), form) + (f" ± {format(statistics.stdev(values), form.lstrip('+'))}" if len(values) > 1 else "")
 
 
 def shares(runs: Sequence[Run], before: float, name: str, rate: float) -> list[float]:
@@ -224,7 +224,8 @@ def reading(runs: Sequence[Run], before: float, settled: Sequence[Run]) -> list[
     return [
         f"`{OURS}` reached {min(ours):.1%} to {max(ours):.1%} of what fp32 masters gained. Rounding to the nearest reached",
         f"{nearest[0]:.1%} at {at}, the default of `llmcheck train`, and {nearest[-1]:.1%} at {RATES[-1]:.0e}: the smaller the",
-        "steps beside the weights, the more of them are lost.",
+        "steps beside the weights, the more of them are lost. Others can pass 100%: masters are rounded to the nearest in the model that",
+        "is exported, which takes back part of the small changes.",
         "",
         f"Rounding at random is not free: its noise stays in the weights. At {at} they end {off[OURS]} of fp32's way from where fp32",
         f"ended (fp32 masters, rounded once: {off[MASTERS]}), in directions that the loss hardly sees. Where little was left to learn, on",
