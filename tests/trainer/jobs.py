@@ -215,12 +215,8 @@ def train_and_kill_the_conversion(argv: list[str]) -> dict[str, Any]:
     def run(command: list[str], **more: Any) -> Any:
         return subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **more)  # noqa: PLW1510 - given
 
-    kept = checkpoint.subprocess
-    checkpoint.subprocess = type("subprocess", (), {"run": staticmethod(run)})  # type: ignore[attr-defined,assignment]
-    try:
+    with replaced(checkpoint, "subprocess", type("subprocess", (), {"run": staticmethod(run)})):
         return train(argv)
-    finally:
-        checkpoint.subprocess = kept  # type: ignore[attr-defined]
 
 
 def train_without_patience(argv: list[str]) -> dict[str, Any]:
