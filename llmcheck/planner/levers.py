@@ -129,13 +129,15 @@ def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRec
         fixed = request.global_batch_size is not None
         new = replace(recipe, micro_batch_size=half, grad_accum_steps=recipe.grad_accum_steps * (2 if fixed else 1))
         yield change(f"micro-batch {half} instead of {recipe.micro_batch_size}", ("--micro-batch", str(half)), new, "none", 2.5)
-    if recipe.method == "full" and recipe.optimizer not in ("adam-8bit", "adam-bf16") and recipe.offload == "none":
-        new = replace(recipe, optimizer="adam-8bit")
-        yield change("8-bit Adam (needs bitsandbytes)", ("--optimizer", "adam-8bit"), new, "adam-8bit", 4)
+    if recipe.method == "full" and recipe.offload == "none" and recipe.optimizer != "adam-bf16":
         if recipe.precision == "bf16":
             stage = 0 if cluster.num_gpus == 1 and free_stage else recipe.zero_stage
             new = replace(recipe, optimizer="adam-bf16", zero_stage=stage)
-            yield change("Adam in bf16", ("--optimizer", "adam-bf16"), new, "adam-bf16", 4)
+            # before 8-bit states, which free less
+            yield change("Adam in bf16", ("--optimizer", "adam-bf16"), new, "adam-bf16", 3.9)
+        if recipe.optimizer != "adam-8bit":
+            new = replace(recipe, optimizer="adam-8bit")
+            yield change("8-bit Adam (needs bitsandbytes)", ("--optimizer", "adam-8bit"), new, "adam-8bit", 4)
     if recipe.method == "full":
         lora = LoraSpec(rank=request.lora_rank or 16)
         new = replace(

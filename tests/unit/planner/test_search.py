@@ -269,3 +269,10 @@ def test_levers_of_adam_in_bf16_on_one_gpu_leave_stage_0_and_name_their_optimize
     assert ("--gpus", "2") in flags
     assert ("--offload", "optimizer", "--optimizer", "cpu-adam") in flags
     assert ("--method", "lora", "--optimizer", "fused-adam") in flags
+
+
+def test_adam_in_bf16_is_a_lever_where_8_bit_states_do_not_fit(request_of: Make, tools: Tools) -> None:
+    request = request_of("llama-2-7b", gpus=1, gpu="a100-80g", method="full", optimizer="adam-8bit", precision="bf16")
+    plan = search(request, tools=tools)
+    verdicts = {lever.flags: lever.verdict for lever in plan.what_if}
+    assert (plan.verdict, verdicts[("--optimizer", "adam-bf16")]) == ("does-not-fit", "fits")
