@@ -64,6 +64,18 @@ class PlanFile:
         """The codes of `allowed`."""
         return frozenset(each.code for each in self.allowed)
 
+    def check_export(self, wanted: str) -> None:
+        """Raises UserError for a result (`TrainSettings.export`) that the plan's method does not have."""
+        adapters = self.plan.recipe.lora is not None
+        if wanted in ("auto", "none") or (wanted == "model") != adapters:
+            return
+        raise UserError(
+            f"--export {wanted} does not go with the plan's method {self.plan.recipe.method}",
+            code="conflict",
+            where="--export",
+            hint="--export adapter, or merged" if adapters else "--export model; only adapters are exported as adapter or merged",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class _SolveHead:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     settings = train.prepared_settings(args)
     path, plan_file = train.plan_of(args)
     train.check(plan_file, path, preflight.allowances(args.allow))
-    train.check_export(plan_file, settings)
+    plan_file.check_export(settings.export)
     if args.target in ("deepspeed", "torchrun"):
         args.launcher = args.target
         argv, env = launcher.command(plan_file, path, settings, args)

@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         _make_output(settings.output)
     path, plan_file = plan_of(args)
     check(plan_file, path, allowed)
-    check_export(plan_file, settings)
+    plan_file.check_export(settings.export)
     _check_resume(settings)
     argv, env = launcher.command(plan_file, path, settings, args)
     held = None
@@ -328,19 +328,6 @@ def check(plan_file: PlanFile, path: str, allowed: tuple[Allowed, ...]) -> None:
             why="; ".join(plan_file.plan.reasons)[:300],
             hint="plan again with one of its levers, or say --allow does-not-fit",
         )
-
-
-def check_export(plan_file: PlanFile, settings: TrainSettings) -> None:
-    """Raises UserError for a result that the plan's method does not have: found out at the end, it would cost the run."""
-    adapters = plan_file.plan.recipe.lora is not None
-    if settings.export in ("auto", "none") or (settings.export == "model") != adapters:
-        return
-    raise UserError(
-        f"--export {settings.export} does not go with the plan's method {plan_file.plan.recipe.method}",
-        code="conflict",
-        where="--export",
-        hint="--export adapter, or merged" if adapters else "--export model; only adapters are exported as adapter or merged",
-    )
 
 
 def _check_resume(settings: TrainSettings) -> None:

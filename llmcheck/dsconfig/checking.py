@@ -225,7 +225,7 @@ def own_conflicts(config: Mapping[str, Any], problems: list[Problem], notes: lis
     if stage == 0:
         for key, section in (("bf16_master_weights_and_grads", "bf16"), ("fp16_master_weights_and_grads", "fp16")):
             if config.get(section, {}).get(key) is True:
-                problems.append(Problem(f"{section}.{key}", f"needs ZeRO stage 1, 2 or 3; {at}stage is 0"))
+                problems.append(Problem(f"{section}.{key}", f"needs ZeRO stage 1, 2 or 3; {at}stage is 0", f"set {at}stage to 2"))
     if stage != 3:
         ignored = [k for k in zero if isinstance(part := ZERO.get(k), Field) and part.stage3_only and zero[k] != AUTO]
         if ignored:

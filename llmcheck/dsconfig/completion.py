@@ -45,6 +45,7 @@ _WRITTEN = (
 _OPTIMIZER_PARAMS: dict[str, Any] = {"lr": 5e-5, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 _HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model")  # the second and third are what GPT-2, BLOOM and MPT call it
 _BF16_STATES = ("bf16_master_weights_and_grads", "bf16_optimizer_states")
+_UNTESTED = ("adam-8bit", "adam-bf16")  # neither bitsandbytes' Adam nor the trainer's is on DeepSpeed's list
 _NVME_PATH = "/local_nvme"  # where nothing else is said; the plan's notes tell the user to change it
 
 # (what is set, its path) -> why the simulation does not follow it. Each changes memory; each is named in the plan's assumptions.
@@ -331,8 +332,9 @@ def _recipe_against_itself(config: Mapping[str, Any], recipe: TrainingRecipe, pr
         problems.append(
             Problem("zero_optimization.offload_optimizer", "--optimizer cpu-adam needs it", "add --offload optimizer, or choose fused-adam")
         )
-    if recipe.optimizer == "adam-8bit" and zero["stage"] != 0 and config.get("zero_allow_untested_optimizer") is False:
-        problems.append(Problem("zero_allow_untested_optimizer", "must be true for --optimizer adam-8bit, which DeepSpeed calls untested"))
+    if recipe.optimizer in _UNTESTED and zero["stage"] != 0 and config.get("zero_allow_untested_optimizer") is False:
+        what = f"must be true for --optimizer {recipe.optimizer}, which DeepSpeed calls untested"
+        problems.append(Problem("zero_allow_untested_optimizer", what, "leave it out"))
     if recipe.optimizer == "adam-bf16":
         _bf16_adam_conflicts(config, recipe, problems)
     dtypes = config.get("data_types", {})
@@ -357,8 +359,6 @@ def _bf16_adam_conflicts(config: Mapping[str, Any], recipe: TrainingRecipe, prob
     for key in _BF16_STATES:
         if bf16.get(key) is False:
             problems.append(Problem(f"bf16.{key}", "must be true for --optimizer adam-bf16", "leave it out"))
-    if config.get("zero_allow_untested_optimizer") is False:
-        problems.append(Problem("zero_allow_untested_optimizer", "must be true for --optimizer adam-bf16, which DeepSpeed calls untested"))
     if stage == 1 and _dtype(config.get("data_types", {}).get("grad_accum_dtype")) == "fp32":
         problems.append(
             Problem("data_types.grad_accum_dtype", "fp32 in stage 1 makes DeepSpeed keep fp32 masters", "leave it out, or use stage 2 or 3")
@@ -402,8 +402,8 @@ def _fill(user: dict[str, Any], recipe: TrainingRecipe, world_size: int) -> dict
         assert isinstance(field, Field)
         config[name] = field.default
     zero: dict[str, Any] = user["zero_optimization"]
-    if recipe.optimizer in ("adam-8bit", "adam-bf16") and zero["stage"] != 0:
-        config["zero_allow_untested_optimizer"] = True  # neither bitsandbytes' Adam nor the trainer's is on DeepSpeed's list
+    if recipe.optimizer in _UNTESTED and zero["stage"] != 0:
+        config["zero_allow_untested_optimizer"] = True
     for name, spec in (("bf16", BF16), ("fp16", FP16)):
         given = user.get(name, {})
         config[name] = {**_defaults(spec), **given, "enabled": True} if recipe.precision == name else {**given, "enabled": False}

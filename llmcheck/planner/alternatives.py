@@ -11,7 +11,7 @@ from llmcheck.planner.plan import Alternative
 from llmcheck.types import Method, TrainingRecipe
 
 MAX_ALTERNATIVES = 4
-BF16_BUDGET = 1.5
+BF16_BUDGET = 1.5  # in the units of `candidates.cost`, of the alternatives' own: what others ask about shall be looked for, too
 
 
 def alternatives(searcher: Searcher, chosen: Checked, *, budget: float) -> tuple[Alternative, ...]:

@@ -45,7 +45,8 @@ def choose(searcher: Searcher) -> tuple[Checked, list[str]]:
     plain = min(found.values(), key=lambda c: c.host.host_bytes_per_node)
     if chosen.recipe.offload != "none" and plain is not chosen:
         # the better method needs host memory and time: is it worth both?
-        name, other = describe.METHOD[methods[0]], describe.METHOD[plain.recipe.method]
+        # of the optimizers that are tried unasked: adam-bf16 is an alternative, which may need no offload
+        name, other = f"{describe.METHOD[methods[0]]} with states in fp32", describe.METHOD[plain.recipe.method]
         ratio = plain.time.tokens_per_s / chosen.time.tokens_per_s
         if ratio > SANE_SLOWDOWN:
             reasons.append(f"{name} fits only with offload, and {other} is {ratio:.0f} times as fast")

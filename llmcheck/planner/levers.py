@@ -107,6 +107,7 @@ def _best_of(evaluator: Evaluator, method: str, stage: int | None = None) -> Tra
 
 def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRecipe) -> Iterator[Change]:
     cluster, shape = evaluator.cluster, evaluator.shape
+    free_stage = request.zero_stage is None and request.ds_config is None  # a change may bring another stage, as planning it would
 
     def change(title: str, flags: tuple[str, ...], new: TrainingRecipe, quality: str, rank: float, on: ClusterSpec = cluster) -> Change:
         return Change(title, flags, replace(new, deepspeed={}), on, describe.QUALITY.get(quality, quality), rank)
@@ -128,13 +129,15 @@ def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRec
         fixed = request.global_batch_size is not None
         new = replace(recipe, micro_batch_size=half, grad_accum_steps=recipe.grad_accum_steps * (2 if fixed else 1))
         yield change(f"micro-batch {half} instead of {recipe.micro_batch_size}", ("--micro-batch", str(half)), new, "none", 2.5)
-    if recipe.method == "full" and recipe.optimizer not in ("adam-8bit", "adam-bf16") and recipe.offload == "none":
-        new = replace(recipe, optimizer="adam-8bit")
-        yield change("8-bit Adam (needs bitsandbytes)", ("--optimizer", "adam-8bit"), new, "adam-8bit", 4)
+    if recipe.method == "full" and recipe.offload == "none" and recipe.optimizer != "adam-bf16":
         if recipe.precision == "bf16":
-            stage = 0 if cluster.num_gpus == 1 else recipe.zero_stage
+            stage = 0 if cluster.num_gpus == 1 and free_stage else recipe.zero_stage
             new = replace(recipe, optimizer="adam-bf16", zero_stage=stage)
-            yield change("Adam in bf16", ("--optimizer", "adam-bf16"), new, "adam-bf16", 4)
+            # before 8-bit states, which free less
+            yield change("Adam in bf16", ("--optimizer", "adam-bf16"), new, "adam-bf16", 3.9)
+        if recipe.optimizer != "adam-8bit":
+            new = replace(recipe, optimizer="adam-8bit")
+            yield change("8-bit Adam (needs bitsandbytes)", ("--optimizer", "adam-8bit"), new, "adam-8bit", 4)
     if recipe.method == "full":
         lora = LoraSpec(rank=request.lora_rank or 16)
         new = replace(
@@ -147,7 +150,8 @@ def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRec
             fused_adapters=True,
         )
         new = _best_of(evaluator, "lora") or new
-        yield change(f"LoRA r{lora.rank} instead of full fine-tuning", ("--method", "lora"), new, "lora", 3)
+        flags = ("--method", "lora", *_optimizer_flags(request, new))
+        yield change(f"LoRA r{lora.rank} instead of full fine-tuning", flags, new, "lora", 3)
     elif recipe.method == "lora" and recipe.zero_stage < 3:
         yield change("QLoRA: 4-bit base weights", ("--method", "qlora"), replace(recipe, method="qlora"), "qlora", 3)
     if recipe.method != "full" and recipe.lora is not None and recipe.lora.train_embeddings:
@@ -165,16 +169,24 @@ def _all_changes(evaluator: Evaluator, request: PlanRequest, recipe: TrainingRec
     if cluster.num_gpus > 1 and recipe.method != "qlora" and recipe.zero_stage < 3:
         new = _best_of(evaluator, recipe.method, 3) or replace(recipe, zero_stage=3)
         yield change("ZeRO-3: weights sharded too", ("--zero", "3"), new, "none", 3)
-    if recipe.method == "full" and recipe.offload == "none" and recipe.zero_stage >= 1:
-        new = replace(recipe, offload="optimizer", optimizer="cpu-adam")
-        yield change("optimizer in host memory", ("--offload", "optimizer"), new, "none", 4)
+    if recipe.method == "full" and recipe.offload == "none" and (recipe.zero_stage >= 1 or free_stage):
+        new = replace(recipe, offload="optimizer", optimizer="cpu-adam", zero_stage=recipe.zero_stage or 2)
+        yield change("optimizer in host memory", ("--offload", "optimizer", *_optimizer_flags(request, new)), new, "none", 4)
     if recipe.seq_len >= 512:
         half = recipe.seq_len // 2
         yield change(f"{half} tokens instead of {recipe.seq_len}", ("--seq-len", str(half)), replace(recipe, seq_len=half), "shorter", 5)
     per_node = cluster.gpus_per_node * 2
     wider = replace(cluster, gpus_per_node=per_node) if per_node <= 8 else replace(cluster, num_nodes=cluster.num_nodes * 2)
-    if recipe.zero_stage >= 1 and recipe.method == "full":
-        yield change(f"{wider.num_gpus} GPUs", ("--gpus", str(wider.num_gpus)), recipe, "none", 4.5, wider)
+    if recipe.method == "full" and (recipe.zero_stage >= 1 or free_stage):
+        new = replace(recipe, zero_stage=recipe.zero_stage or 2)
+        if not recipe.zero_stage and bounds.guess_bytes(evaluator.model, shape, new, wider) > wider.gpu.memory_bytes:
+            new = replace(recipe, zero_stage=3)
+        yield change(f"{wider.num_gpus} GPUs", ("--gpus", str(wider.num_gpus)), new, "none", 4.5, wider)
+
+
+def _optimizer_flags(request: PlanRequest, recipe: TrainingRecipe) -> tuple[str, ...]:
+    """What a command that names another optimizer must say, too."""
+    return () if request.optimizer in (None, recipe.optimizer) else ("--optimizer", recipe.optimizer)
 
 
 def _bigger_gpu(evaluator: Evaluator, chosen: Checked) -> list[Lever]:

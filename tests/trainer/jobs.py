@@ -215,12 +215,8 @@ def train_and_kill_the_conversion(argv: list[str]) -> dict[str, Any]:
     def run(command: list[str], **more: Any) -> Any:
         return subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **more)  # noqa: PLW1510 - given
 
-    kept = checkpoint.subprocess
-    checkpoint.subprocess = type("subprocess", (), {"run": staticmethod(run)})  # type: ignore[attr-defined,assignment]
-    try:
+    with replaced(checkpoint, "subprocess", type("subprocess", (), {"run": staticmethod(run)})):
         return train(argv)
-    finally:
-        checkpoint.subprocess = kept  # type: ignore[attr-defined]
 
 
 def train_without_patience(argv: list[str]) -> dict[str, Any]:
@@ -352,3 +348,69 @@ def optimizer_groups(model: str, plan: str, weight_decay: float) -> list[dict[st
     net = build_model(spec.model, spec.recipe, device, folder=model)
     engine = build_engine(net, spec.recipe, device, lr=1e-2, weight_decay=weight_decay)
     return [{name: value for name, value in group.items() if name in ("weight_decay", "betas")} for group in engine.optimizer.param_groups]
+
+
+def collectives_of_one() -> dict[str, bool]:
+    """Whether each collective of a group of one gives what it was given: PyTorch's functions, and the group's methods of older releases."""
+    import torch
+    import torch.distributed as dist
+    from torch._C import _distributed_c10d as c10d
+
+    from llmcheck_trainer.engine import start_process_group
+
+    start_process_group()
+    group: Any = dist.new_group([0])
+    given = torch.arange(6.0).view(2, 3)
+    found = {}
+
+    def look(name: str, function: Any, *, made: bool = False) -> None:
+        """Call `function` with a tensor that it leaves as it is, or (`made`) fills."""
+        place = torch.zeros(2, 3) if made else given.clone()
+        work = function(place)
+        if work is not None:
+            work.wait()
+        found[name] = torch.equal(place, given)
+
+    for async_op in (False, True):
+        more: dict[str, Any] = {"group": group, "async_op": async_op}
+        kind = " later" if async_op else ""
+        look("all_reduce" + kind, lambda t, more=more: dist.all_reduce(t, **more))
+        look("broadcast" + kind, lambda t, more=more: dist.broadcast(t, 0, **more))
+        look("reduce" + kind, lambda t, more=more: dist.reduce(t, 0, **more))
+        look("all_gather" + kind, lambda t, more=more: dist.all_gather([t], given, **more), made=True)
+        look("gather" + kind, lambda t, more=more: dist.gather(given, [t], 0, **more), made=True)
+        look("scatter" + kind, lambda t, more=more: dist.scatter(t, [given], 0, **more), made=True)
+        look("reduce_scatter" + kind, lambda t, more=more: dist.reduce_scatter(t, [given], **more), made=True)
+        look("all_to_all" + kind, lambda t, more=more: dist.all_to_all([t], [given], **more), made=True)
+        look("all_to_all_single" + kind, lambda t, more=more: dist.all_to_all_single(t, given, **more), made=True)
+        look("all_gather_into_tensor" + kind, lambda t, more=more: dist.all_gather_into_tensor(t, given, **more), made=True)
+        look("reduce_scatter_tensor" + kind, lambda t, more=more: dist.reduce_scatter_tensor(t, given, **more), made=True)
+        look("barrier" + kind, lambda t, more=more: dist.barrier(**more))
+    for name, call in (("all_gather_into_tensor", dist.all_gather_into_tensor), ("reduce_scatter_tensor", dist.reduce_scatter_tensor)):
+
+        def together(place: Any, call: Any = call) -> None:
+            with dist.distributed_c10d._coalescing_manager(group=group, device=torch.device("cpu")):
+                call(place, given, group=group)
+                call(torch.zeros(2, 3), given, group=group)
+
+        look(name + " together", together, made=True)
+    # as distributed_c10d.py of torch 2.11 calls the group
+    look("_allgather_base", lambda t: group._allgather_base(t, given, c10d.AllgatherOptions()), made=True)
+    look("_reduce_scatter_base", lambda t: group._reduce_scatter_base(t, given, c10d.ReduceScatterOptions()), made=True)
+    look("alltoall_base", lambda t: group.alltoall_base(t, given, [], [], c10d.AllToAllOptions()), made=True)
+    look("allgather_into_tensor_coalesced", lambda t: group.allgather_into_tensor_coalesced([t], [given]), made=True)
+    look(
+        "reduce_scatter_tensor_coalesced",
+        lambda t: group.reduce_scatter_tensor_coalesced([t], [given], c10d.ReduceScatterOptions()),
+        made=True,
+    )
+    objects: list[Any] = [None]
+    dist.all_gather_object(objects, {"a": 1}, group=group)
+    found["all_gather_object"] = objects == [{"a": 1}]
+    try:
+        dist.send(given, 0, group=group)
+        found["send is refused"] = False
+    except (ValueError, RuntimeError):
+        found["send is refused"] = True
+    dist.destroy_process_group(group)
+    return found

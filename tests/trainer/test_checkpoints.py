@@ -208,6 +208,21 @@ def test_a_checkpoint_of_another_recipe_is_refused(
     assert said in answers[0]["what"]
 
 
+def test_states_that_a_deepspeed_file_keeps_in_bf16_are_not_those_in_fp32(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    section = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    (tmp_path / "ds.json").write_text(json.dumps({"bf16": section}))
+    before = make_plan(tmp_path / "before.json", model, "--precision", "bf16")
+    after = make_plan(tmp_path / "after.json", model, "--precision", "bf16", "--ds-config", str(tmp_path / "ds.json"))
+    for output in ("out", "other"):
+        plan = before if output == "out" else after
+        assert [answer["exit"] for answer in two.call("train_until", arguments(plan, data, tmp_path / output, *OPTIONS), 3)] == [0, 0]
+    refused = two.train(after, data, tmp_path / "out", *OPTIONS)
+    went_on = two.train(after, data, tmp_path / "other", *OPTIONS)
+
+    assert "optimizer states fp32, not bf16" in refused[0]["what"]
+    assert [answer["exit"] for answer in went_on] == [0, 0]
+
+
 def test_two_runs_do_not_write_into_one_folder(two: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "plan.json", model)
     output = tmp_path / "out"

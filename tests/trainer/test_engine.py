@@ -46,3 +46,10 @@ def test_weight_decay_on_the_command_line_is_heard_where_the_plan_has_an_optimiz
     (groups,) = one.call("optimizer_groups", str(model), str(plan), 0.3)
 
     assert [(group["weight_decay"], group["betas"]) for group in groups] == [(0.3, [0.8, 0.9])]
+
+
+def test_a_rank_alone_gets_from_each_collective_what_it_gave(one: Ranks) -> None:
+    """By the names of the newest PyTorch, and by those that 2.11 calls the group by."""
+    (found,) = one.call("collectives_of_one")
+
+    assert [name for name, right in found.items() if not right] == []

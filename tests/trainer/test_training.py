@@ -174,6 +174,21 @@ def test_a_model_learns_by_heart(
         assert made[0].tolist() == row  # ends of itself: the end of text was in the loss
 
 
+def test_a_mixture_of_experts_trains_in_a_process_that_has_trained_one(one: Ranks, tmp_path: Path) -> None:
+    """DeepSpeed's context for ZeRO-3 spoils the constructor of a class imported inside it: the second model has no configuration."""
+    sizes = {**MODELS["llama"], "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = make_model(tmp_path / "model", "mixtral", **sizes)
+    plan = make_plan(tmp_path / "plan.json", model, "--zero", "3", *BF16, gpus=1)
+    data = make_data(tmp_path / "data", some_rows(8, seed=7))
+    options = ["--epochs", "20", "--lr", "1e-2", "--save-every", "0", "--export", "none"]
+    answers = [one.train(plan, data, tmp_path / name, *options)[0] for name in ("first", "second")]
+    losses = [[step["loss"] for step in steps_of(tmp_path / name)] for name in ("first", "second")]
+
+    assert [answer["exit"] for answer in answers] == [0, 0], answers
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < 0.5 * losses[0][0]
+
+
 @pytest.mark.parametrize("loss", ["hf", "chunked"])
 def test_the_losses_train_alike(loss: str, two: Ranks, folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "plan.json", folders["llama"], "--loss", loss, "--zero", "3")

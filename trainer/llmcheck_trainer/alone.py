@@ -22,14 +22,19 @@ class Alone(dist.ProcessGroup):
         if size != 1:
             raise ValueError(f"a group of {size} ranks is not alone")
         super().__init__(rank, size)
+        self._name = ""
 
     def getBackendName(self) -> str:  # noqa: N802
         return NAME
 
+    def _set_group_name(self, name: str) -> None:
+        super()._set_group_name(name)
+        self._name = name
+
     @property
     def group_name(self) -> str:
-        """The name that PyTorch gave it."""
-        return str(dist.distributed_c10d._world.pg_names[self])
+        """The name that PyTorch gave it, also while it is being destroyed: the base class asks its backend, and there is none."""
+        return self._name
 
     def size(self) -> int:
         return 1

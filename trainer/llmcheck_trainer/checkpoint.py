@@ -64,7 +64,8 @@ class NotSavedError(RunFailedError):
 def recipe_of(recipe: TrainingRecipe) -> dict[str, Any]:
     """What a run must share with the one that saved: the tensors that there are, their types, and how they are spread."""
     found: dict[str, Any] = {"method": recipe.method, "precision": recipe.precision, "zero_stage": recipe.zero_stage}
-    found["optimizer_states"] = {"adam-8bit": "8-bit", "adam-bf16": "bf16"}.get(recipe.optimizer, "fp32")
+    of_deepspeed = "bf16, DeepSpeed's" if recipe.deepspeed.get("bf16", {}).get("bf16_optimizer_states") else "fp32"
+    found["optimizer_states"] = {"adam-8bit": "8-bit", "adam-bf16": "bf16"}.get(recipe.optimizer, of_deepspeed)
     if recipe.lora is not None:
         found.update({f"lora_{name}": value for name, value in asdict(recipe.lora).items() if name != "dropout"})
     return found

@@ -37,13 +37,7 @@ def export(engine: Any, recipe: TrainingRecipe, settings: TrainSettings, source:
         kind = "model" if recipe.lora is None else "adapter"
     if kind == "none":
         return None
-    if (kind == "model") != (recipe.lora is None):
-        raise UserError(
-            f"--export {kind} does not go with the plan's method {recipe.method}",
-            code="conflict",
-            where="--export",
-            hint="full fine-tuning exports a model, adapters an adapter or a merged model",
-        )
+    assert (kind == "model") == (recipe.lora is None)  # PlanFile.check_export
     target = os.path.join(settings.output, kind)
     part = target + ".part"
     disk = _Disk()

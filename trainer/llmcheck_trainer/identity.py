@@ -10,7 +10,6 @@ from typing import Any
 
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
-from llmcheck.types import TrainingRecipe
 from llmcheck_trainer.data import Prepared
 from llmcheck_trainer.dataprep import agree
 
@@ -82,17 +81,6 @@ def check_plan(plan_file: PlanFile, path: str, world_size: int, checks: Checks) 
                 where=path,
                 hint="plan again: hand-edited sizes must agree",
             )
-
-
-def check_export(recipe: TrainingRecipe, wanted: str) -> None:
-    """The result asked for is one that the plan's method has; the end of the run would be late to say so."""
-    if wanted not in ("auto", "none") and (wanted == "model") != (recipe.lora is None):
-        raise UserError(
-            f"--export {wanted} does not go with the plan's method {recipe.method}",
-            code="conflict",
-            where="--export",
-            hint="full fine-tuning exports a model, adapters an adapter or a merged model",
-        )
 
 
 def check_tokenizer(plan_file: PlanFile, data: Prepared, config: Any, checks: Checks) -> None:

@@ -102,7 +102,7 @@ def _train(
     # What must agree comes first: nothing is loaded for a run that would be the wrong one.
     checks = identity.Checks(settings.allow, kept=plan_file.allowed_codes(), speak=rank == 0)
     identity.check_plan(plan_file, plan_path, world, checks)
-    identity.check_export(recipe, settings.export)
+    plan_file.check_export(settings.export)
     trackers.wanted(settings.trackers)
     data = Prepared(settings.data)
     cut = data.check_lengths(recipe.seq_len)

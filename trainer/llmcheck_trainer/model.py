@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
@@ -111,6 +111,8 @@ def _constructed(config: Any, recipe: TrainingRecipe, device: torch.device) -> A
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
+        # Imported here: of a class that is defined inside DeepSpeed's context, it takes back what decorators did to the constructor.
+        _ = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         with no_init_weights(), _place(recipe, device):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (KeyError, TypeError, ValueError, AttributeError) as reason:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmcheck.dsconfig import ZeroSettings, complete, hidden_size_of, recipe_overrides, resolve
 from llmcheck.errors import UserError
-from llmcheck.types import ModelSpec, TrainingRecipe
+from llmcheck.types import ModelSpec, Optimizer, TrainingRecipe
 
 RECORD = json.loads((Path(__file__).parent / "deepspeed_0_19_8.json").read_text())
 TAKEN = RECORD["taken"]
@@ -182,6 +182,14 @@ def test_without_fp32_copies_deepspeed_is_told_so_where_it_knows_the_word(stage:
     assert bf16["bf16_master_weights_and_grads"] is bf16["bf16_optimizer_states"] is (stage > 0)
     assert found.config["zero_allow_untested_optimizer"] is (stage > 0)
     assert any("no other loop" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("optimizer", ["adam-8bit", "adam-bf16"])
+def test_an_optimizer_that_deepspeed_calls_untested_must_be_allowed(optimizer: Optimizer) -> None:
+    user = {"zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": False}
+    with pytest.raises(UserError, match=f"must be true for --optimizer {optimizer}") as caught:
+        resolve(TrainingRecipe(optimizer=optimizer, zero_stage=2), user, world_size=2)
+    assert caught.value.hint == "leave it out"
 
 
 def test_old_names_are_read_and_said() -> None:

@@ -250,3 +250,29 @@ def test_options_that_leave_no_recipe_are_an_error(request_of: Make, tools: Tool
 
 def test_offload_with_unknown_host_memory_is_noted(request_of: Make, tools: Tools) -> None:
     assert "LCM016" in codes(search(request_of("llama-7b", gpus=1, method="full"), tools=tools))
+
+
+@pytest.mark.parametrize(("zero", "expected"), [(None, 0), (2, 2)])
+def test_adam_in_bf16_is_a_lever_of_the_stage_that_its_flags_give(zero: int | None, expected: int, request_of: Make, tools: Tools) -> None:
+    request = request_of("llama-3.2-1b", gpus=1, method="full", zero_stage=zero, offload="none", precision="bf16")
+    plan = search(request, tools=tools)
+    lever = next(lv for lv in plan.what_if if lv.flags == ("--optimizer", "adam-bf16"))
+    changed = replace(plan.recipe, optimizer="adam-bf16", zero_stage=expected, deepspeed={})
+    other = Evaluator(request.model, request.cluster, tools=tools).check(changed)
+    assert lever.delta_bytes == other.worst.required_bytes - plan.memory.worst.required_bytes
+
+
+def test_levers_of_adam_in_bf16_on_one_gpu_leave_stage_0_and_name_their_optimizer(request_of: Make, tools: Tools) -> None:
+    plan = search(request_of("llama-2-13b", gpus=1, method="full", optimizer="adam-bf16", precision="bf16"), tools=tools)
+    flags = {lever.flags for lever in plan.what_if}
+    assert (plan.verdict, plan.recipe.zero_stage) == ("does-not-fit", 0)
+    assert ("--gpus", "2") in flags
+    assert ("--offload", "optimizer", "--optimizer", "cpu-adam") in flags
+    assert ("--method", "lora", "--optimizer", "fused-adam") in flags
+
+
+def test_adam_in_bf16_is_a_lever_where_8_bit_states_do_not_fit(request_of: Make, tools: Tools) -> None:
+    request = request_of("llama-2-7b", gpus=1, gpu="a100-80g", method="full", optimizer="adam-8bit", precision="bf16")
+    plan = search(request, tools=tools)
+    verdicts = {lever.flags: lever.verdict for lever in plan.what_if}
+    assert (plan.verdict, verdicts[("--optimizer", "adam-bf16")]) == ("does-not-fit", "fits")
