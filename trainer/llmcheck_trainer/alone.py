@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]  # its stub lacks it
+from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined,unused-ignore]  # its stub lacks it
 
 NAME = "alone"
 
