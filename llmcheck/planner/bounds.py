@@ -148,7 +148,8 @@ def guess_bytes(model: ModelSpec, shape: Shape, recipe: TrainingRecipe, cluster:
     if recipe.optimizer == "adam-bf16" and recipe.zero_stage == 0:  # gradients stay on the parameters, whose activations go meanwhile
         copies = norm = buffers = 0.0
     step = held + _partition_params(model, recipe, cluster) * copies + norm
-    peak = kept.resident + max(buffers + activations, buffers / 2 + checkpoints + logits, step)
+    at_loss = checkpoints if recipe.checkpointing else saved  # what is held when backward begins, beside the logits
+    peak = kept.resident + max(buffers + activations, buffers / 2 + at_loss + logits, step)
     slack = 1.04 if recipe.allocator == "expandable" else 1.12
     return peak * slack + 1.0 * (1 << 30)
 
