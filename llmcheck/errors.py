@@ -32,6 +32,12 @@ class CouldNotCheckError(UserError):
     exit_code = 3
 
 
+def first_line(reason: BaseException) -> str:
+    """Another library's error in a line of ours: its type, and what it says first, at most 300 characters of it."""
+    lines = str(reason).strip().splitlines()
+    return f"{type(reason).__name__}: {lines[0][:300]}" if lines else type(reason).__name__
+
+
 def several(reasons: Iterable[str]) -> str:
     """`reasons` as one `why`."""
     return SEPARATOR.join(reason.replace(SEPARATOR, " ") for reason in reasons)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from llmcheck.errors import UserError
+from llmcheck.errors import UserError, first_line
 from llmcheck.planfile import PlanFile
 from llmcheck_trainer.data import Prepared
 from llmcheck_trainer.dataprep import agree
@@ -134,7 +134,7 @@ def check_same_tokenizer(folder: str, data: Prepared, load: Callable[[str], Any]
             f"the tokenizer in {folder} cannot be loaded",
             code="tokenizer",
             where=folder,
-            why=f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:300]}",
+            why=first_line(reason),
             hint="`llmcheck doctor --tokenizer DIR` says more",
         ) from reason
     found = {"vocab_size": len(tokenizer), "eos_id": tokenizer.eos_token_id, "bos_id": tokenizer.bos_token_id}

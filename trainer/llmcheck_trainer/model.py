@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from llmcheck.errors import UserError, did_you_mean
+from llmcheck.errors import UserError, did_you_mean, first_line
 from llmcheck.types import LoraSpec, ModelSpec, TrainingRecipe
 from llmcheck_trainer import bloom, loss, weights
 
@@ -72,7 +72,7 @@ def build_config(spec: ModelSpec, recipe: TrainingRecipe, folder: str | None) ->
                 f"{folder} has no usable config.json",
                 code="weights",
                 where=os.path.join(folder, "config.json"),
-                why=_first_line(reason),
+                why=first_line(reason),
                 hint="copy or download it again; `llmcheck doctor --model` says more",
             ) from reason
         _compare(spec, planned, config, folder)
@@ -80,10 +80,6 @@ def build_config(spec: ModelSpec, recipe: TrainingRecipe, folder: str | None) ->
     config._attn_implementation = "eager" if eager else {"sdpa": "sdpa", "flash": "flash_attention_2"}[recipe.attention]
     config.use_cache = False
     return config
-
-
-def _first_line(reason: Exception) -> str:
-    return f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:300]}"
 
 
 def _compare(spec: ModelSpec, planned: dict[str, Any], config: Any, folder: str) -> None:
@@ -120,7 +116,7 @@ def _constructed(config: Any, recipe: TrainingRecipe, device: torch.device) -> A
             f"transformers makes no {config.model_type} model of this configuration",
             code="weights-model",
             where="config.json",
-            why=_first_line(reason),
+            why=first_line(reason),
             hint="is it whole, and does this release of transformers know it? `llmcheck doctor --model` says more",
         ) from reason
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from llmcheck.errors import UserError, did_you_mean
+from llmcheck.errors import UserError, did_you_mean, first_line
 
 
 def wanted(names: str) -> list[str]:
@@ -66,7 +66,7 @@ class Trackers:
                     f"the tracker {name} does not start",
                     code="tracker",
                     where="--trackers",
-                    why=_first_line(reason),
+                    why=first_line(reason),
                     hint=f"is {name} set up on this machine, and logged in? log.jsonl is written without it",
                 ) from reason
             self.trackers[name] = tracker
@@ -86,9 +86,4 @@ class Trackers:
                 function(tracker)
             except Exception as reason:  # noqa: PERF203 - as above
                 del self.trackers[name]
-                sys.stderr.write(f"warning[tracker]: {name} is not told any more: {_first_line(reason)}\n")
-
-
-def _first_line(reason: Exception) -> str:
-    lines = str(reason).strip().splitlines()
-    return f"{type(reason).__name__}: {lines[0][:300]}" if lines else type(reason).__name__
+                sys.stderr.write(f"warning[tracker]: {name} is not told any more: {first_line(reason)}\n")
