@@ -1,10 +1,13 @@
-"""What both drivers share: waiting for their turn, random weights, and the measured window."""
+"""What the drivers share: plans, waiting for their turn, random weights, and the measured window."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -16,6 +19,18 @@ def wait_for_turn() -> dict[str, Any]:
         raise SystemExit(0)
     job: dict[str, Any] = json.loads(line)
     return job
+
+
+def make_plan(words: list[str], path: Path) -> None:
+    """Have `llmcheck plan` write a plan file; what it says is shown only where it fails."""
+    from llmcheck.cli import main as llmcheck
+
+    command = ["plan", *words, "--out", str(path), "--force", "--fail-on", "never"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = llmcheck(command)
+    if code:
+        raise SystemExit(f"llmcheck {' '.join(command)} exited with {code}:\n{said.getvalue()}")
 
 
 def randomise(model: Any) -> None:

@@ -10,8 +10,6 @@ phase: the peak above the state before the phase, as a multiple of the model's b
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import socket
@@ -26,8 +24,8 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.trainer import host_memory
+from benchmarks.trainer.common import make_plan
 from llmcheck import planfile
-from llmcheck.cli import main as llmcheck
 from llmcheck.types import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,16 +39,11 @@ PHASES = ("loading", "engine", "export")
 def plan_of(args: argparse.Namespace, folder: Path) -> Path:
     """The plan that the ranks run, made by `llmcheck plan`."""
     path = folder / "plan.json"
-    command = ["plan", "--model", args.model, "--gpus", str(args.ranks), "--gpu", "H100", "--zero", str(args.zero), "--method", args.method]
-    command += ["--precision", "bf16", "--seq-len", "512", "--micro-batch", "1", "--checkpointing", "on", "--loss", "chunked"]
-    command += ["--offload", args.offload]
-    command += ["--optimizer", "adamw"] if args.offload == "none" else []  # PyTorch's: DeepSpeed's would be compiled first
-    command += ["--out", str(path), "--force", "--fail-on", "never"]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = llmcheck(command)
-    if code:
-        raise SystemExit(f"llmcheck {' '.join(command)} exited with {code}:\n{said.getvalue()}")
+    words = ["--model", args.model, "--gpus", str(args.ranks), "--gpu", "H100", "--zero", str(args.zero), "--method", args.method]
+    words += ["--precision", "bf16", "--seq-len", "512", "--micro-batch", "1", "--checkpointing", "on", "--loss", "chunked"]
+    words += ["--offload", args.offload]
+    words += ["--optimizer", "adamw"] if args.offload == "none" else []  # PyTorch's: DeepSpeed's would be compiled first
+    make_plan(words, path)
     return path
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import subprocess
@@ -23,8 +22,8 @@ from typing import Any
 
 from benchmarks.trainer import synthetic
 from benchmarks.trainer.cases import CASES, WARM, Case
+from benchmarks.trainer.common import make_plan
 from llmcheck import planfile
-from llmcheck.cli import main as llmcheck
 
 NUM_SEQUENCES = 256
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,14 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def plan_of(case: Case, folder: Path, gpu: str) -> tuple[Path, dict[str, str]]:
     """The case's plan file, made by `llmcheck plan`, and the environment that it wants."""
     path = folder / f"{case.name}.plan.json"
-    command = ["plan", "--model", case.model, "--gpus", "1", "--gpu", gpu, "--seq-len", str(case.seq_len), "--allocator", "expandable"]
-    command += ["--micro-batch", str(case.micro_batch), "--grad-accum", str(case.grad_accum), "--offload", "none", *case.plan]
-    command += ["--out", str(path), "--force", "--fail-on", "never"]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = llmcheck(command)
-    if code:
-        raise SystemExit(f"llmcheck {' '.join(command)} exited with {code}:\n{said.getvalue()}")
+    words = ["--model", case.model, "--gpus", "1", "--gpu", gpu, "--seq-len", str(case.seq_len), "--allocator", "expandable"]
+    words += ["--micro-batch", str(case.micro_batch), "--grad-accum", str(case.grad_accum), "--offload", "none", *case.plan]
+    make_plan(words, path)
     return path, dict(planfile.read(str(path)).launch.env)
 
 
