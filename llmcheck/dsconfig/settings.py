@@ -131,6 +131,11 @@ class ZeroSettings:
         """Ranks that share the optimizer states: the world from stage 1 on, else 1."""
         return self.world_size if self.stage >= 1 else 1
 
+    @property
+    def master_bytes(self) -> int:
+        """Of an element of the optimizer's weights and gradients; fp32 weights have no other."""
+        return 4 if self.precision == "fp32" else DTYPE_BYTES[self.master_dtype]
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any], world_size: int, optimizer: Optimizer = "fused-adam") -> ZeroSettings:
         """The settings in `config`, which :func:`llmcheck.dsconfig.complete` wrote; what it lacks has DeepSpeed 0.19.8's default.

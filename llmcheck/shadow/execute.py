@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmcheck.dsconfig.settings import DTYPE_BYTES
 from llmcheck.shadow import lora, quant
 from llmcheck.shadow.attention import ROW_FAMILIES, ROWS_PER_SEQUENCE, block_mask
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
@@ -28,7 +29,6 @@ _WRAPPERS: dict[str, Any] = {
     "fp16-unfused": stage0.UnfusedFp16,
     "none": stage0.Plain,
 }
-ITEM = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 def execute(
@@ -49,7 +49,7 @@ def execute(
     """
     tape = Tape()
     cur.reset(tape, kernels)
-    item = ITEM[recipe.precision]
+    item = DTYPE_BYTES[recipe.precision]
     run = Run(attention=recipe.attention, loss=recipe.loss, checkpointing=recipe.checkpointing, liger=recipe.loss == "liger")
     cur.liger = run.liger
     cur.category = "weights"
@@ -87,7 +87,7 @@ def execute(
 def _initialize(
     model: CausalLM, build: Build, recipe: TrainingRecipe, settings: ZeroSettings, item: int, rank: int, world: int, flatten_on_device: bool
 ) -> Any:
-    optimizer = OptimizerState(recipe.optimizer, ITEM[settings.optimizer_state_dtype])
+    optimizer = OptimizerState(recipe.optimizer, DTYPE_BYTES[settings.optimizer_state_dtype])
     if isinstance(build, Stage3Build):
         stage3 = Stage3(model, build, settings, rank=rank, world=world, item=item, optimizer=optimizer)
         stage3.initialize(flatten_on_device)
@@ -102,7 +102,7 @@ def _initialize(
 def _packed(shape: tuple[int, int], recipe: TrainingRecipe, family: Family, config: Config, kernels: Kernels) -> Packed:
     """What comes with packed rows: bounds, a mask, or nothing where FlashAttention reads the positions or BLOOM makes its bias of them."""
     positions = Tensor(shape, 8)
-    item = ITEM[recipe.precision]
+    item = DTYPE_BYTES[recipe.precision]
     if recipe.attention == "flash" or family.name == "bloom":
         return Packed(positions)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmcheck.dsconfig.settings import DTYPE_BYTES
 from llmcheck.shadow.optim import OptimizerState
 from llmcheck.shadow.tensor import Param, Storage, Tensor, cur
 from llmcheck.units import round_up
@@ -50,7 +49,7 @@ class Stage12:
     def __init__(self, params: list[Param], settings: ZeroSettings, *, rank: int, world: int, item: int, optimizer: OptimizerState) -> None:
         self.params, self.settings, self.rank, self.world, self.item = params, settings, rank, world, item
         self.optimizer = optimizer
-        self.master_item = DTYPE_BYTES[settings.master_dtype] if item != 4 else 4
+        self.master_item = settings.master_bytes
         self.partition = Partition([p.numel for p in params], world, 2)
         self.index = {id(p): i for i, p in enumerate(params)}
         self.pieces = [self.partition.pieces(i, p.numel) for i, p in enumerate(params)]

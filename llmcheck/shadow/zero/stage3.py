@@ -13,7 +13,6 @@ from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from llmcheck.dsconfig.settings import DTYPE_BYTES
 from llmcheck.shadow import ops
 from llmcheck.shadow.module import Build, Module, ModulesToSaveWrapper
 from llmcheck.shadow.optim import OptimizerState
@@ -556,7 +555,7 @@ class Stage3:
         self.reduce_stream = REDUCE_STREAM if settings.overlap_comm else 0  # reduce_and_partition_stream
         self.offload = settings.offload_optimizer.enabled
         self.offload_param = settings.offload_param.enabled
-        self.master_item = DTYPE_BYTES[settings.master_dtype] if item != 4 else 4
+        self.master_item = settings.master_bytes
         self.grad_item = 4 if settings.grad_accum_dtype == "fp32" else item
         self.sub_groups = self._sub_groups()
 
