@@ -1,4 +1,4 @@
-"""The trainer as a rank that dies: ``python -m dying WHERE STEP RANKS ...``. SIGKILL comes from itself, at a place that no timing moves."""
+"""The trainer as a rank that dies: ``python -m dying WHERE STEP RANKS ...``. The signal comes from itself, at a place that no timing moves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import sys
 from typing import Any
 
 
-def main() -> int:
+class Aborts:
+    """Ends the process when the interpreter lets go of it, as a thread of gloo's does that meets the interpreter half taken apart."""
+
+    def __del__(self, abort: Any = os.abort) -> None:
+        abort()
+
+
+def main() -> None:
     where, step, ranks = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(",")
     from llmcheck_trainer import checkpoint, receipt, train
 
@@ -31,10 +38,12 @@ def main() -> int:
 
     if where == "save":
         checkpoint._write = written
-    else:
+    elif where == "step":
         receipt.Meter.step_done = done  # type: ignore[method-assign]
-    return train.main(sys.argv[4:])
+    elif os.environ["RANK"] in ranks:
+        sys.aborts = Aborts()  # type: ignore[attr-defined]
+    train.as_process(sys.argv[4:])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

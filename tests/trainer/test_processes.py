@@ -69,6 +69,16 @@ def test_when_a_rank_is_killed_the_others_say_so(plan: Path, data: Path, tmp_pat
     assert "Traceback" not in said[0]
 
 
+def test_a_run_that_is_whole_ends_so_whatever_the_interpreters_end_meets(plan: Path, data: Path, tmp_path: Path) -> None:
+    """DeepSpeed keeps gloo's groups past destroy_process_group; their threads have ended runs by an abort after "finished"."""
+    output = tmp_path / "out"
+    done = dying("end", 0, "0,1", arguments(plan, data, output, *OPTIONS))
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((output / "run.json").read_text())["outcome"] == "finished"
+    assert done.stderr.rstrip().endswith("finished")
+
+
 @pytest.mark.parametrize(("launcher", "number"), [("deepspeed", signal.SIGTERM), ("torchrun", signal.SIGINT)])
 def test_a_request_to_stop_reaches_the_ranks(launcher: str, number: signal.Signals, plan: Path, data: Path, tmp_path: Path) -> None:
     """The command line's process is asked; the ranks save, it ends, and nobody is left behind."""

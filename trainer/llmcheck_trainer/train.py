@@ -6,10 +6,13 @@ imported, since the launchers pass only some variables on to other nodes and PyT
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from llmcheck import planfile
 from llmcheck.errors import UserError
@@ -41,6 +44,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def as_process(argv: Sequence[str] | None = None) -> NoReturn:
+    """Train, and end the process with the exit code, after all that is registered for its end but before the interpreter is taken apart.
+
+    DeepSpeed's globals keep gloo's groups, so their threads outlive destroy_process_group; one that lets go of a tensor while the
+    interpreter goes ends the process by std::terminate, after a run that was whole: https://github.com/pytorch/pytorch/pull/179291.
+    """
+    codes: list[int] = []
+    atexit.register(_end, codes)  # registered first, it is called last
+    codes.append(main(argv))
+    sys.exit(codes[0])
+
+
+def _end(codes: list[int]) -> None:
+    if codes:  # without one, an error nobody foresaw is on its way up: Python ends the process
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                stream.flush()
+        os._exit(codes[0])
+
+
 def complain(error: UserError) -> None:
     """Print the error as `llmcheck` prints it, with the rank that it is from."""
     rank = os.environ.get("RANK", "0")
@@ -53,4 +76,4 @@ def complain(error: UserError) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process()
