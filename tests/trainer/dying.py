@@ -1,4 +1,4 @@
-"""The trainer as a rank that dies: ``python -m dying WHERE STEP RANKS ...``. The signal comes from itself, at a place that no timing moves."""
+"""The trainer as a rank that dies: ``python -m dying WHERE STEP RANKS ...``. Its signal is its own, at a place that no timing moves."""
 
 from __future__ import annotations
 
