@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from llmcheck.planner.plan import Alternative, DataPrep, DataPrepWay, Finding, Lever, Plan
 from llmcheck.types import (
@@ -32,8 +32,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background: prog
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup, whose wish the tests themselves keep
     signal.signal(signal.SIGHUP, lambda *_: None)
-settings.register_profile("llmcheck", deadline=None)  # machines that run the tests are shared: time is benchmarks' to measure
-settings.load_profile("llmcheck")
+# The same examples each time, so that a change is refused for what it changed; `HYPOTHESIS_PROFILE=explore` looks for new ones.
+# Machines that run the tests are shared: time is benchmarks' to measure.
+settings.register_profile("llmcheck", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", derandomize=False, deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "llmcheck"))
 os.environ["LLMCHECK_CACHE_DIR"] = ""  # tests leave no files behind, and read none
 
 _BREAKDOWN = {"weights": 3 * GIB, "gradients": 2 * GIB, "optimizer": 6 * GIB, "activations": 4 * GIB, "logits": 5 * GIB}

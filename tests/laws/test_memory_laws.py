@@ -44,7 +44,7 @@ BLOCK = 512  # to which the allocator rounds
 
 
 def laws(max_examples: int) -> Any:
-    return settings(derandomize=True, deadline=None, max_examples=max_examples, database=None)
+    return settings(deadline=None, max_examples=max_examples, database=None)
 
 
 @cache

@@ -308,7 +308,7 @@ def test_the_cap_counts_the_whole_request_and_not_what_mapping_would_add() -> No
 _SIZES = st.one_of(st.integers(1, 4 * KIB), st.integers(1, 2 * MIB), st.integers(MIB - 600, MIB + 600), st.integers(MIB, 64 * MIB))
 # (size, stream) allocates; a number frees the live block at that place
 _PROGRAMS = st.lists(st.one_of(st.tuples(_SIZES, st.integers(0, 1)), st.integers(0, 1 << 16)), max_size=60)
-laws = settings(derandomize=True, deadline=None, max_examples=150)
+laws = settings(max_examples=150)
 
 
 def _run(allocator: Any, program: Sequence[Any]) -> list[tuple[Block, int]]:

@@ -167,7 +167,7 @@ def _shown(found: Replay) -> tuple[Any, ...]:
 
 
 @BOTH
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(program=_PROGRAMS, caps=st.lists(st.one_of(st.none(), st.integers(2, 40).map(lambda n: n * 10 * MIB)), min_size=3, max_size=6))
 def test_replays_that_share_their_beginning_are_replays_of_the_whole(kind: AllocatorKind, program: Any, caps: list[int | None]) -> None:
     tape = _tape_of_program(program)
