@@ -15,7 +15,8 @@ from llmcheck.shadow.playing import Scripts
 from llmcheck.shadow.steady import Start, repeat, repeat_first, start_of_step
 from llmcheck.shadow.tensor import Packed, Tape, Tensor, backward, cur
 from llmcheck.shadow.zero import stage0
-from llmcheck.shadow.zero.stage3 import Stage3, Stage3Build
+from llmcheck.shadow.zero.partition import Stage3Build
+from llmcheck.shadow.zero.stage3 import Stage3
 from llmcheck.shadow.zero.stage12 import Stage12
 from llmcheck.types import TrainingRecipe
 

@@ -12,7 +12,9 @@ from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build, Linear, Module
 from llmcheck.shadow.optim import OptimizerState
 from llmcheck.shadow.tensor import NoGrad, Param, Tape, Tensor, backward, cur
-from llmcheck.shadow.zero.stage3 import AVAILABLE, GATHER_STREAM, NOT_AVAILABLE, REDUCE_STREAM, Stage3, Stage3Build
+from llmcheck.shadow.zero.coordinator import GATHER_STREAM
+from llmcheck.shadow.zero.partition import AVAILABLE, NOT_AVAILABLE, Stage3Build
+from llmcheck.shadow.zero.stage3 import REDUCE_STREAM, Stage3
 from llmcheck.shadow.zero.stage12 import Partition, Stage12
 
 
