@@ -16,9 +16,11 @@ from typing import Any
 from llmcheck.catalog.config import complete
 from llmcheck.catalog.familydata import family_data
 from llmcheck.shadow import families, lora
+from llmcheck.shadow.autograd import backward
 from llmcheck.shadow.families.base import CausalLM, Config, Run
 from llmcheck.shadow.module import Build
-from llmcheck.shadow.tensor import Param, Tape, Tensor, backward, cur
+from llmcheck.shadow.tape import Tape, cur
+from llmcheck.shadow.tensor import Param, Tensor
 from llmcheck.types import LoraSpec
 
 ITEM = {"bf16": 2, "fp16": 2, "fp32": 4}

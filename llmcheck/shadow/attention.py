@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from llmcheck.shadow import ops
+from llmcheck.shadow.autograd import keep, record
 from llmcheck.shadow.kernels import flash_backward_buffers
-from llmcheck.shadow.tensor import Note, Storage, Tensor, cur, flops, keep, record
+from llmcheck.shadow.tape import Note, Storage, cur, flops
+from llmcheck.shadow.tensor import Tensor
 from llmcheck.units import round_up
 
 

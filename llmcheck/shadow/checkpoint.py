@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 from weakref import ReferenceType, ref
 
-from llmcheck.shadow.tensor import Param, cur
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Param
 
 
 class _StopError(Exception):

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 from llmcheck.dsconfig.settings import DTYPE_BYTES
 from llmcheck.shadow import lora, quant
 from llmcheck.shadow.attention import ROW_FAMILIES, ROWS_PER_SEQUENCE, block_mask
+from llmcheck.shadow.autograd import backward
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build
 from llmcheck.shadow.optim import OptimizerState
 from llmcheck.shadow.playing import Scripts
 from llmcheck.shadow.steady import Start, repeat, repeat_first, start_of_step
-from llmcheck.shadow.tensor import Packed, Tape, Tensor, backward, cur
+from llmcheck.shadow.tape import Packed, Tape, cur
+from llmcheck.shadow.tensor import Tensor
 from llmcheck.shadow.zero import stage0
 from llmcheck.shadow.zero.partition import Stage3Build
 from llmcheck.shadow.zero.stage3 import Stage3

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmcheck.shadow.tensor import Storage, cur
+from llmcheck.shadow.tape import Storage, cur
 from llmcheck.types import GpuSpec
 from llmcheck.units import ceil_div, round_up
 

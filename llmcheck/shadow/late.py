@@ -22,7 +22,7 @@ from typing import NamedTuple
 from llmcheck.shadow.allocator import OutOfMemoryError
 from llmcheck.shadow.pace import Pace
 from llmcheck.shadow.replay import Replays
-from llmcheck.shadow.tensor import Note, Tape
+from llmcheck.shadow.tape import Note, Tape
 
 # Launches that a stream holds before the next one blocks the CPU: measured, "CUDA stream is blocked when launching many kernels (>1000)",
 # Stack Overflow 53970187 and NVIDIA developer forum 68937; 1024 is the usual figure.

@@ -9,7 +9,9 @@ from math import prod
 from typing import Any
 
 from llmcheck.shadow import ops
-from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, flops, keep, record
+from llmcheck.shadow.autograd import keep, record
+from llmcheck.shadow.tape import Storage, cur, flops
+from llmcheck.shadow.tensor import Param, Tensor
 from llmcheck.units import ceil_div
 
 # Families whose Liger patch (``liger_kernel/transformers/monkey_patch.py``: norms, rotary, gated MLP, fused loss) is modelled here.

@@ -7,10 +7,12 @@ from typing import Any
 
 from llmcheck.errors import UserError, did_you_mean
 from llmcheck.shadow import ops
+from llmcheck.shadow.autograd import NoGrad, attach, begin, keep
 from llmcheck.shadow.families.base import CausalLM, Family
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Build, Conv1D, Dropout, Linear, Module
-from llmcheck.shadow.tensor import NoGrad, Param, Tensor, attach, begin, cur, flops, keep
+from llmcheck.shadow.tape import cur, flops
+from llmcheck.shadow.tensor import Param, Tensor
 from llmcheck.types import LoraSpec, TrainEmbeddings
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmcheck.shadow import liger, ops
+from llmcheck.shadow.autograd import record
 from llmcheck.shadow.module import Linear, ModulesToSaveWrapper
-from llmcheck.shadow.tensor import Param, Storage, Tensor, cur, flops, record
+from llmcheck.shadow.tape import Storage, cur, flops
+from llmcheck.shadow.tensor import Param, Tensor
 
 CHUNK_TOKENS = 1024  # tokens whose logits exist at a time in our chunked loss (the trainer's constant, too)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmcheck.shadow import liger, ops
 from llmcheck.shadow.checkpoint import checkpoint
-from llmcheck.shadow.tensor import Param, Tensor, cur
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Param, Tensor
 
 if TYPE_CHECKING:
     from llmcheck.shadow.quant import PackedWeight

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmcheck.shadow.tensor import Storage, cur
+from llmcheck.shadow.tape import Storage, cur
 from llmcheck.types import Optimizer
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from llmcheck.shadow import families, lora
 from llmcheck.shadow.families.base import Config, Family, Run
 from llmcheck.shadow.module import Build
-from llmcheck.shadow.tensor import Tape, cur
+from llmcheck.shadow.tape import Tape, cur
 from llmcheck.shadow.zero.stage12 import Partition
 from llmcheck.types import ModelSpec, TrainingRecipe
 

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from typing import Any
 
+from llmcheck.shadow.autograd import SOLE, OwningNode, accumulator, edges_of
 from llmcheck.shadow.module import CheckpointedLayer, Module
 from llmcheck.shadow.recording import recorded
 from llmcheck.shadow.script import (
@@ -29,14 +30,8 @@ from llmcheck.shadow.script import (
     UnscriptableError,
     given_of,
 )
-from llmcheck.shadow.tensor import (
-    SOLE,
-    OwningNode,
-    Tensor,
-    accumulator,
-    cur,
-    edges_of,
-)
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Tensor
 
 WORTHWHILE = 3  # layers of a kind from which on recording costs less than it saves: it executes one layer and plays none
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from llmcheck.shadow import ops
+from llmcheck.shadow.autograd import attach, begin
 from llmcheck.shadow.module import Build, Conv1D, Linear, Module
-from llmcheck.shadow.tensor import EMPTY, Param, Storage, Tensor, attach, begin, cur
+from llmcheck.shadow.tape import EMPTY, Storage, cur
+from llmcheck.shadow.tensor import Param, Tensor
 from llmcheck.units import ceil_div
 
 BLOCK = 64  # elements a scale (bitsandbytes.functional.quantize_4bit)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Any, NamedTuple
 
+from llmcheck.shadow.autograd import SOLE, AccumulateGrad, LeafAccumulate, Node, backward_from
 from llmcheck.shadow.module import Module
 from llmcheck.shadow.script import (
     ACCUMULATE,
@@ -32,21 +33,8 @@ from llmcheck.shadow.script import (
     UnscriptableError,
     filled,
 )
-from llmcheck.shadow.tensor import (
-    EMPTY,
-    SOLE,
-    AccumulateGrad,
-    Context,
-    LeafAccumulate,
-    Node,
-    Packed,
-    Param,
-    Storage,
-    Tape,
-    Tensor,
-    backward_from,
-    cur,
-)
+from llmcheck.shadow.tape import EMPTY, Context, Packed, Storage, Tape, cur
+from llmcheck.shadow.tensor import Param, Tensor
 
 
 class _Call:

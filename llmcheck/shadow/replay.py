@@ -18,7 +18,7 @@ from llmcheck.shadow.allocator import (
     NativeAllocator,
     OutOfMemoryError,
 )
-from llmcheck.shadow.tensor import Tape
+from llmcheck.shadow.tape import Tape
 from llmcheck.types import AllocatorKind, OutOfMemory, PhaseStats
 
 _PIECE = 2048  # events between two states that are kept

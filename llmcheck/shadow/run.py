@@ -19,7 +19,7 @@ from llmcheck.shadow.late import Late, LateReplay, replay_late, replay_until_flu
 from llmcheck.shadow.pace import Pace
 from llmcheck.shadow.parameters import family_of, touched, trainable_numels
 from llmcheck.shadow.replay import Replay, Replays, breakdown, timeline
-from llmcheck.shadow.tensor import Tape
+from llmcheck.shadow.tape import Tape
 from llmcheck.types import AllocatorKind, ClusterSpec, GpuSpec, ModelSpec, OutOfMemory, PhaseStats, RankEstimate, TrainingRecipe
 from llmcheck.units import MIB
 

@@ -17,13 +17,8 @@ from typing import Any, NamedTuple
 
 from llmcheck.shadow.module import CheckpointedLayer, Module
 from llmcheck.shadow.quant import PackedWeight
-from llmcheck.shadow.tensor import (
-    Packed,
-    Param,
-    Shape,
-    Storage,
-    Tensor,
-)
+from llmcheck.shadow.tape import Packed, Storage
+from llmcheck.shadow.tensor import Param, Shape, Tensor
 
 
 class Do(IntEnum):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import count
 from typing import NamedTuple
 
-from llmcheck.shadow.tensor import Tape
+from llmcheck.shadow.tape import Tape
 
 
 class Start(NamedTuple):

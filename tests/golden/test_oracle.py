@@ -17,7 +17,7 @@ import pytest
 
 from llmcheck.shadow import attention, families
 from llmcheck.shadow.replay import replay
-from llmcheck.shadow.tensor import Tape
+from llmcheck.shadow.tape import Tape
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "oracle"

@@ -29,11 +29,12 @@ from llmcheck.shadow import execute as execution
 from llmcheck.shadow import families, playing, run
 from llmcheck.shadow.allocator import segment_size
 from llmcheck.shadow.attention import PACKED_FAMILIES
+from llmcheck.shadow.autograd import OwningNode
 from llmcheck.shadow.execute import execute
 from llmcheck.shadow.families.base import Config
 from llmcheck.shadow.kernels import kernels_for
 from llmcheck.shadow.replay import breakdown
-from llmcheck.shadow.tensor import OwningNode, Tape
+from llmcheck.shadow.tape import Tape
 from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, RankEstimate, TrainingRecipe
 from llmcheck.units import MIB
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.module import Build
-from llmcheck.shadow.tensor import Tape, cur
+from llmcheck.shadow.tape import Tape, cur
 
 # transformers' model_type -> module of this package that models it
 _MODULES = {

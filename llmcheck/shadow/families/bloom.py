@@ -10,10 +10,12 @@ from typing import Any
 
 from llmcheck.shadow import ops
 from llmcheck.shadow.attention import causal_mask, sdpa
+from llmcheck.shadow.autograd import NoGrad, attach, begin, keep
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module
-from llmcheck.shadow.tensor import NoGrad, Tensor, attach, begin, cur, keep
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Tensor
 
 
 def build_alibi_tensor(attention_mask: Tensor, num_heads: int, item: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmcheck.shadow import ops
 from llmcheck.shadow.attention import attention_interface
+from llmcheck.shadow.autograd import NoGrad
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.families.llama import (
     GatedMLP,
@@ -23,7 +24,7 @@ from llmcheck.shadow.families.llama import (
 )
 from llmcheck.shadow.families.moe import Experts
 from llmcheck.shadow.module import Build, Linear, Module, RMSNorm
-from llmcheck.shadow.tensor import NoGrad, Tensor
+from llmcheck.shadow.tensor import Tensor
 
 
 class ComplexRotaryEmbedding(RotaryEmbedding):

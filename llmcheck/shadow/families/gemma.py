@@ -23,7 +23,8 @@ from llmcheck.shadow.families.llama import (
     RotaryEmbedding,
 )
 from llmcheck.shadow.module import Build, CheckpointedLayer, Embedding, Module
-from llmcheck.shadow.tensor import Tensor, cur
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Tensor
 
 
 class GemmaRMSNorm(Module):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from llmcheck.shadow import ops
 from llmcheck.shadow.attention import repeat_kv
+from llmcheck.shadow.autograd import NoGrad
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run, attention_kind
 from llmcheck.shadow.families.llama import (
     ATTENTION,
@@ -23,7 +24,7 @@ from llmcheck.shadow.families.moe import Experts
 from llmcheck.shadow.families.olmo import Olmo2RMSNorm
 from llmcheck.shadow.families.routed import RoutedForCausalLM, Router
 from llmcheck.shadow.module import Build, Module
-from llmcheck.shadow.tensor import NoGrad, Tensor
+from llmcheck.shadow.tensor import Tensor
 
 
 class GptOssRotaryEmbedding(RotaryEmbedding):

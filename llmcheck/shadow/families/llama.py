@@ -10,10 +10,12 @@ from typing import Any
 
 from llmcheck.shadow import activations, liger, ops
 from llmcheck.shadow.attention import attention_interface, causal_mask, position_ids_of
+from llmcheck.shadow.autograd import NoGrad
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.families.decoder import DecoderLM
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Embedding, Linear, Module, RMSNorm
-from llmcheck.shadow.tensor import NoGrad, Tensor, cur
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Tensor
 
 
 class RotaryEmbedding(Module):

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmcheck.shadow import activations, ops
 from llmcheck.shadow.attention import attention_interface
+from llmcheck.shadow.autograd import NoGrad
 from llmcheck.shadow.families.base import CausalLM, Config, Family, Run
 from llmcheck.shadow.families.llama import (
     ATTENTION,
@@ -24,7 +25,7 @@ from llmcheck.shadow.families.llama import (
     rotary_dim,
 )
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, LayerNorm, Linear, Module
-from llmcheck.shadow.tensor import NoGrad, Tensor
+from llmcheck.shadow.tensor import Tensor
 
 # --- StableLM -----------------------------------------------------------------------------------------------------------------
 

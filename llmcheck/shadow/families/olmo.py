@@ -25,7 +25,8 @@ from llmcheck.shadow.families.llama import (
     rotate_half,
 )
 from llmcheck.shadow.module import Build, CheckpointedLayer, Module, RMSNorm
-from llmcheck.shadow.tensor import Tensor, cur
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Tensor
 
 
 class OlmoLayerNorm(Module):

@@ -18,7 +18,8 @@ from llmcheck.shadow.families.llama import (
     rotary_dim,
 )
 from llmcheck.shadow.module import Activation, Build, CheckpointedLayer, Dropout, Embedding, LayerNorm, Linear, Module, RMSNorm
-from llmcheck.shadow.tensor import Tensor, cur
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Tensor
 
 
 class PhiAttention(Module):

@@ -22,7 +22,8 @@ from llmcheck.shadow.families.llama import (
     llama_like,
 )
 from llmcheck.shadow.module import Build, CheckpointedLayer, Linear, Module, RMSNorm
-from llmcheck.shadow.tensor import Tensor, cur
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Tensor
 
 Rotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmcheck.shadow.autograd import attach, begin, keep
 from llmcheck.shadow.ops.pointwise import pointwise_result
 from llmcheck.shadow.ops.views import alias
-from llmcheck.shadow.tensor import Tensor, attach, begin, cur, keep
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Tensor
 
 
 def assign(t: Tensor, src: Tensor) -> None:

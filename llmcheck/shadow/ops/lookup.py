@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmcheck.shadow.autograd import Node, attach, begin, keep, record
 from llmcheck.shadow.ops.views import contiguous
-from llmcheck.shadow.tensor import Node, Param, Tensor, attach, begin, cur, keep, record
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Param, Tensor
 
 
 def gather_rows(t: Tensor, index: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from llmcheck.shadow.autograd import keep, record
 from llmcheck.shadow.ops.pointwise import cast
-from llmcheck.shadow.tensor import Storage, Tensor, cur, keep, record
+from llmcheck.shadow.tape import Storage, cur
+from llmcheck.shadow.tensor import Tensor
 
 
 def softmax(t: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from llmcheck.shadow.autograd import Like, attach, begin, keep, record
 from llmcheck.shadow.ops.layout import contiguous_strides, dense_strides, normal_strides
 from llmcheck.shadow.ops.views import alias, clone_contiguous, expand, reshape, unsqueeze
-from llmcheck.shadow.tensor import Like, Param, Shape, Tensor, attach, begin, cur, keep, record
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Param, Shape, Tensor
 
 
 def clone(t: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from llmcheck.shadow.autograd import Node, attach, begin, keep
 from llmcheck.shadow.ops.layout import view_strides
 from llmcheck.shadow.ops.pointwise import broadcast
 from llmcheck.shadow.ops.views import expand, reshape
-from llmcheck.shadow.tensor import Node, Param, Shape, Storage, Tensor, attach, begin, cur, flops, keep
+from llmcheck.shadow.tape import Storage, cur, flops
+from llmcheck.shadow.tensor import Param, Shape, Tensor
 
 
 def matmul_kernel(shape: Shape, item: int, lt: bool = False, view: bool = False) -> Tensor:

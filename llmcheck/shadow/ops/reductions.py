@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmcheck.shadow.autograd import record
 from llmcheck.shadow.ops.views import expand, unsqueeze
-from llmcheck.shadow.tensor import Tensor, cur, record
+from llmcheck.shadow.tape import cur
+from llmcheck.shadow.tensor import Tensor
 
 
 def mean_last(t: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llmcheck.shadow.autograd import record, sum_to
 from llmcheck.shadow.ops.layout import contiguous_strides, normal_strides, resolve, view_strides
-from llmcheck.shadow.tensor import Shape, Storage, Tensor, cur, record, sum_to
+from llmcheck.shadow.tape import Storage, cur
+from llmcheck.shadow.tensor import Shape, Tensor
 
 
 def _make_view(t: Tensor, shape: Shape, strides: Shape | None, back: Callable[[Tensor], Tensor]) -> Tensor:

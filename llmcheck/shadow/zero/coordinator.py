@@ -9,7 +9,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from llmcheck.shadow.module import Module
-from llmcheck.shadow.tensor import EMPTY, Note, Param, Storage, cur, note, record_stream
+from llmcheck.shadow.tape import EMPTY, Note, Storage, cur, note, record_stream
+from llmcheck.shadow.tensor import Param
 from llmcheck.shadow.zero.partition import AVAILABLE, INFLIGHT, NEVER, NOT_AVAILABLE, gathered
 
 if TYPE_CHECKING:

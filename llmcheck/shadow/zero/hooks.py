@@ -7,8 +7,10 @@ from math import prod
 from typing import Any
 
 from llmcheck.shadow import ops
+from llmcheck.shadow.autograd import attach, begin, keep
 from llmcheck.shadow.module import Module
-from llmcheck.shadow.tensor import Param, Tensor, attach, begin, cur, flops, keep
+from llmcheck.shadow.tape import cur, flops
+from llmcheck.shadow.tensor import Param, Tensor
 from llmcheck.shadow.zero.coordinator import Coordinator
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmcheck.shadow.module import Build, Module, ModulesToSaveWrapper
-from llmcheck.shadow.tensor import EMPTY, Param, Storage, cur
+from llmcheck.shadow.tape import EMPTY, Storage, cur
+from llmcheck.shadow.tensor import Param
 from llmcheck.units import ceil_div
 
 NOT_AVAILABLE, INFLIGHT, AVAILABLE = range(3)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmcheck.shadow.optim import OptimizerState
-from llmcheck.shadow.tensor import Param, Storage, cur
+from llmcheck.shadow.tape import Storage, cur
+from llmcheck.shadow.tensor import Param
 from llmcheck.shadow.zero.stage12 import Partition
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmcheck.shadow.optim import OptimizerState
-from llmcheck.shadow.tensor import Param, Storage, Tensor, cur
+from llmcheck.shadow.tape import Storage, cur
+from llmcheck.shadow.tensor import Param, Tensor
 from llmcheck.units import round_up
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from llmcheck.shadow.module import Module
 from llmcheck.shadow.optim import OptimizerState
-from llmcheck.shadow.tensor import EMPTY, Note, Param, Storage, Tensor, cur, note, record_stream
+from llmcheck.shadow.tape import EMPTY, Note, Storage, cur, note, record_stream
+from llmcheck.shadow.tensor import Param, Tensor
 from llmcheck.shadow.zero.coordinator import Coordinator
 from llmcheck.shadow.zero.hooks import Hooks
 from llmcheck.shadow.zero.partition import AVAILABLE, NOT_AVAILABLE, Stage3Build, gathered

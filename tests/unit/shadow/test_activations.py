@@ -4,7 +4,8 @@ import pytest
 
 from llmcheck.errors import UserError
 from llmcheck.shadow import activations
-from llmcheck.shadow.tensor import Param, Tape, cur
+from llmcheck.shadow.tape import Tape, cur
+from llmcheck.shadow.tensor import Param
 
 
 def _allocations(name: str) -> list[int]:

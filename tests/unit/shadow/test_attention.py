@@ -8,7 +8,8 @@ import pytest
 
 from llmcheck.shadow.attention import _choose
 from llmcheck.shadow.kernels import Kernels
-from llmcheck.shadow.tensor import Tape, Tensor, cur
+from llmcheck.shadow.tape import Tape, cur
+from llmcheck.shadow.tensor import Tensor
 
 HOPPER = Kernels(132, 2048, 32 << 20, ("cudnn", "flash", "efficient", "math"))
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from llmcheck.shadow import ops
+from llmcheck.shadow.autograd import NoGrad, backward
 from llmcheck.shadow.checkpoint import checkpoint
-from llmcheck.shadow.tensor import NoGrad, Param, Tape, Tensor, backward, cur
+from llmcheck.shadow.tape import Tape, cur
+from llmcheck.shadow.tensor import Param, Tensor
 
 # x [4, 8], w1 [16, 8], w2 [10, 16], bf16: every tensor has its own size
 X, W1, HIDDEN, W2, OUT = 64, 256, 128, 320, 80

@@ -6,8 +6,10 @@ from llmcheck.catalog.config import spec_of_config
 from llmcheck.catalog.models import all_models, find_model
 from llmcheck.errors import UserError
 from llmcheck.shadow import families
+from llmcheck.shadow.autograd import backward
 from llmcheck.shadow.families.base import Run, attention_kind
-from llmcheck.shadow.tensor import Tape, Tensor, backward, cur
+from llmcheck.shadow.tape import Tape, cur
+from llmcheck.shadow.tensor import Tensor
 
 MODELLED = [entry.name for entry in all_models() if find_model(entry.name, allow_network=False).family in families.names()]
 

@@ -10,9 +10,11 @@ import pytest
 
 from llmcheck.catalog.config import spec_of_config
 from llmcheck.shadow import families
+from llmcheck.shadow.autograd import backward
 from llmcheck.shadow.families.base import Config, Run
 from llmcheck.shadow.module import Build
-from llmcheck.shadow.tensor import Tape, Tensor, backward, cur
+from llmcheck.shadow.tape import Tape, cur
+from llmcheck.shadow.tensor import Tensor
 
 SMALL: dict[str, Any] = json.loads((Path(__file__).parents[3] / "benchmarks" / "oracle" / "families.json").read_text())
 

@@ -14,7 +14,7 @@ from llmcheck.shadow.late import Late, LateReplay, replay_late, replay_until_flu
 from llmcheck.shadow.pace import Pace
 from llmcheck.shadow.replay import Replays, State, replay
 from llmcheck.shadow.run import Rank
-from llmcheck.shadow.tensor import Note, Tape
+from llmcheck.shadow.tape import Note, Tape
 from llmcheck.types import AllocatorKind, ClusterSpec, TrainingRecipe
 from llmcheck.units import MIB
 

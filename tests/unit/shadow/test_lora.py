@@ -12,9 +12,11 @@ from llmcheck.catalog.familydata import family_data
 from llmcheck.catalog.models import find_model
 from llmcheck.errors import UserError
 from llmcheck.shadow import families, lora
+from llmcheck.shadow.autograd import backward
 from llmcheck.shadow.families.base import CausalLM, Config, Run
 from llmcheck.shadow.module import Build, Linear
-from llmcheck.shadow.tensor import Param, Tape, Tensor, backward, cur
+from llmcheck.shadow.tape import Tape, cur
+from llmcheck.shadow.tensor import Param, Tensor
 from llmcheck.types import LoraSpec
 
 SMALL_FIELDS = {

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from llmcheck.shadow import quant
+from llmcheck.shadow.autograd import backward
 from llmcheck.shadow.module import Conv1D, Linear, Module
 from llmcheck.shadow.quant import QuantBuild
-from llmcheck.shadow.tensor import Param, Tape, backward, cur
+from llmcheck.shadow.tape import Tape, cur
+from llmcheck.shadow.tensor import Param
 
 MAP = 1024  # the second-level map: 256 fp32 values; bitsandbytes keeps one, each layer a copy
 

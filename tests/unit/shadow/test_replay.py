@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmcheck.shadow import replay as replay_module
 from llmcheck.shadow.replay import Replay, Replays, breakdown, replay, timeline
-from llmcheck.shadow.tensor import Tape
+from llmcheck.shadow.tape import Tape
 from llmcheck.types import AllocatorKind, PhaseStats
 from llmcheck.units import MIB
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from llmcheck.shadow import ops
-from llmcheck.shadow.tensor import NoGrad, Param, Tape, Tensor, accumulator, backward, begin, cur, sum_to
+from llmcheck.shadow.autograd import NoGrad, accumulator, backward, begin, sum_to
+from llmcheck.shadow.tape import Tape, cur
+from llmcheck.shadow.tensor import Param, Tensor
 
 
 @pytest.fixture

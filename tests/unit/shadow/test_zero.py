@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from llmcheck.dsconfig import ZeroSettings
+from llmcheck.shadow.autograd import NoGrad, backward
 from llmcheck.shadow.kernels import Kernels
 from llmcheck.shadow.module import Build, Linear, Module
 from llmcheck.shadow.optim import OptimizerState
-from llmcheck.shadow.tensor import NoGrad, Param, Tape, Tensor, backward, cur
+from llmcheck.shadow.tape import Tape, cur
+from llmcheck.shadow.tensor import Param, Tensor
 from llmcheck.shadow.zero.coordinator import GATHER_STREAM
 from llmcheck.shadow.zero.partition import AVAILABLE, NOT_AVAILABLE, Stage3Build
 from llmcheck.shadow.zero.stage3 import REDUCE_STREAM, Stage3
