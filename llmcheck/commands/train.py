@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from llmcheck import lock
 from llmcheck.commands import data as preparing
 from llmcheck.commands import launcher, packages, preflight, train_data
-from llmcheck.commands import plan as planning
+from llmcheck.commands import request as planning
 from llmcheck.commands.values import choice, number, whole
 from llmcheck.errors import UserError
 from llmcheck.planfile import Allowed, PlanFile

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from llmcheck.errors import UserError, did_you_mean
 
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _MAX_SHOWN = 60  # characters of a bad value that a message repeats
+
+
+def add_option(group: Any, flag: str, metavar: str, kind: Callable[[str], Any], text: str) -> None:
+    """An option with a value, to a parser or a group of its options; None where it is not given."""
+    group.add_argument(flag, metavar=metavar, type=kind, help=text)
+
+
+def add_choice(group: Any, flag: str, options: Sequence[str], text: str) -> None:
+    """An option that takes one of `options`. Not argparse's own `choices`: its message cannot say what was probably meant."""
+    add_option(group, flag, "|".join(options), choice(flag, options), text)
 
 
 def choice(flag: str, options: Sequence[str]) -> Callable[[str], str]:
