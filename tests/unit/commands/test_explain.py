@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def codes_in_source() -> set[str]:
-    files = [ROOT / "llmcheck" / "planner" / "findings.py", ROOT / "llmcheck" / "commands" / "plan.py"]
+    files = [ROOT / "llmcheck" / "planner" / "findings.py", ROOT / "llmcheck" / "commands" / "request.py"]
     return {code for file in files for code in re.findall(r'"(LCM\d{3})"', file.read_text(encoding="utf-8"))}
 
 
