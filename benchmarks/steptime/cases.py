@@ -14,7 +14,7 @@ from benchmarks.probe import cases as probe
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.catalog.models import find_model
 from llmcheck.planner.evaluate import complete
-from llmcheck.steptime.shape import read_shape
+from llmcheck.steptime.reading import read_shape
 from llmcheck.types import ClusterSpec, LoraSpec, ModelSpec, Offload, Optimizer, TrainingRecipe
 
 DATA = Path(__file__).parent / "data"

@@ -10,7 +10,8 @@ from llmcheck.planner.findings import findings
 from llmcheck.planner.plan import DataPrep, DataPrepWay, Plan
 from llmcheck.steptime.kernels import GpuRates
 from llmcheck.steptime.model import estimate as estimate_time
-from llmcheck.steptime.shape import Shape, read_shape
+from llmcheck.steptime.reading import read_shape
+from llmcheck.steptime.shape import Shape
 from llmcheck.types import (
     ClusterSpec,
     HostEstimate,

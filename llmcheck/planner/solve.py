@@ -19,7 +19,7 @@ from llmcheck.planner.evaluate import Checked, Evaluator, Tools
 from llmcheck.planner.findings import by_severity
 from llmcheck.planner.plan import PlanRequest, SolveResult, SolveTarget
 from llmcheck.planner.space import METHODS, space_of
-from llmcheck.steptime.shape import read_shape
+from llmcheck.steptime.reading import read_shape
 from llmcheck.types import ClusterSpec, Method, ModelSpec, TrainingRecipe
 
 SEQ_STEP = 64  # tokens

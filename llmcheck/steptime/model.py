@@ -23,7 +23,8 @@ from llmcheck.steptime.flops import (
 )
 from llmcheck.steptime.hostside import HostRates
 from llmcheck.steptime.kernels import GpuRates, gpu_s
-from llmcheck.steptime.shape import Shape, read_shape
+from llmcheck.steptime.reading import read_shape
+from llmcheck.steptime.shape import Shape
 from llmcheck.types import ClusterSpec, ModelSpec, StepTime, TrainingRecipe
 from llmcheck.units import ceil_div
 

@@ -15,7 +15,7 @@ from llmcheck.errors import UserError
 from llmcheck.shadow import lora
 from llmcheck.shadow.parameters import trainable_numels
 from llmcheck.steptime.flops import adapter_params
-from llmcheck.steptime.shape import read_shape
+from llmcheck.steptime.reading import read_shape
 from llmcheck.types import LoraSpec, TrainingRecipe
 from llmcheck_trainer.model import _adapted, target_names
 

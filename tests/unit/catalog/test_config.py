@@ -17,7 +17,7 @@ from llmcheck.catalog.config import complete, read_config, spec_of_config
 from llmcheck.catalog.familydata import family_data
 from llmcheck.errors import UserError
 from llmcheck.shadow import families
-from llmcheck.steptime.shape import read_shape
+from llmcheck.steptime.reading import read_shape
 from llmcheck.types import ModelSpec
 
 SMALL = {

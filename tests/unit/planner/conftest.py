@@ -12,7 +12,7 @@ from llmcheck.catalog.models import find_model
 from llmcheck.planner import bounds
 from llmcheck.planner.evaluate import Tools, complete
 from llmcheck.planner.plan import PlanRequest
-from llmcheck.steptime.shape import read_shape
+from llmcheck.steptime.reading import read_shape
 from llmcheck.types import ClusterSpec, HostEstimate, ModelSpec, OutOfMemory, RankEstimate, TrainingRecipe
 from llmcheck.units import GIB
 

@@ -17,7 +17,7 @@ from llmcheck.catalog.models import find_model
 from llmcheck.planner import bounds
 from llmcheck.planner.evaluate import complete
 from llmcheck.shadow.run import simulate_rank
-from llmcheck.steptime.shape import read_shape
+from llmcheck.steptime.reading import read_shape
 from llmcheck.types import ClusterSpec, LoraSpec, TrainEmbeddings, TrainingRecipe
 
 LLAMA = find_model("llama-7b", allow_network=False)

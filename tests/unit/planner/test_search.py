@@ -14,7 +14,7 @@ from llmcheck.planner.evaluate import Evaluator, Tools
 from llmcheck.planner.plan import Plan, PlanRequest
 from llmcheck.planner.search import search
 from llmcheck.planner.space import space_of
-from llmcheck.steptime.shape import read_shape
+from llmcheck.steptime.reading import read_shape
 from llmcheck.units import GIB
 
 Make = Callable[..., PlanRequest]

@@ -9,7 +9,7 @@ import pytest
 from llmcheck.errors import UserError
 from llmcheck.planner.plan import PlanRequest
 from llmcheck.planner.space import Batch, Space, space_of
-from llmcheck.steptime.shape import read_shape
+from llmcheck.steptime.reading import read_shape
 
 Make = Callable[..., PlanRequest]
 

@@ -22,7 +22,8 @@ from llmcheck.steptime.flops import (
     model_flops_per_token,
     trained_embeddings,
 )
-from llmcheck.steptime.shape import Linear, Shape, read_shape
+from llmcheck.steptime.reading import read_shape
+from llmcheck.steptime.shape import Linear, Shape
 from llmcheck.types import LoraSpec, TrainEmbeddings
 
 FULL = Variant("full", None, "sdpa", "hf")

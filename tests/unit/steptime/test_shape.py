@@ -9,7 +9,7 @@ import pytest
 
 from llmcheck.catalog.config import spec_of_config
 from llmcheck.catalog.models import find_model
-from llmcheck.steptime.shape import read_shape
+from llmcheck.steptime.reading import read_shape
 from llmcheck.types import ModelSpec
 
 # Parameters of the published checkpoints, tied weights once.
