@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llmcheck.dsconfig.completion import Completion, RecipeOverrides, complete, hidden_size_of, recipe_overrides, resolve
+from llmcheck.dsconfig.completion import Completion, complete, hidden_size_of, resolve
+from llmcheck.dsconfig.overrides import RecipeOverrides, recipe_overrides
 from llmcheck.dsconfig.reading import parse, read
 from llmcheck.dsconfig.settings import OffloadSettings, ZeroSettings
 

@@ -18,7 +18,8 @@ from llmcheck.dsconfig.fields import (
     Field,
     Section,
 )
-from llmcheck.errors import did_you_mean
+from llmcheck.dsconfig.reading import WHAT
+from llmcheck.errors import UserError, did_you_mean
 from llmcheck.jsonfile import kind_of
 
 AUTO = "auto"
@@ -304,3 +305,15 @@ def _shown(value: Any) -> str:
         return kind_of(value)
     text = repr(value) if isinstance(value, str) else kind_of(value) if value is None else str(value).lower()
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
+
+
+def raise_for(problems: list[Problem], where: str) -> None:
+    """One UserError for all that is wrong, if anything is; `where` names the configuration."""
+    if not problems:
+        return
+    if len(problems) == 1:
+        (only,) = problems
+        raise UserError(f"{WHAT}: {only.where}: {only.what}", where=where, why=only.why, hint=only.hint, code="ds-config")
+    listed = "; ".join(f"{p.where}: {p.what}" + (f" ({p.hint})" if p.hint.startswith("did you mean") else "") for p in problems)
+    hint = next((p.hint for p in problems if p.hint), "")
+    raise UserError(f"{WHAT}: {len(problems)} problems", where=where, why=listed, hint=hint, code="ds-config")

@@ -8,15 +8,14 @@ DeepSpeed reads "auto" in its sections as "not given".
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from llmcheck.dsconfig import checking
-from llmcheck.dsconfig.checking import AUTO, Problem, definite, offload_device
+from llmcheck.dsconfig.checking import AUTO, Problem, definite, offload_device, raise_for
+from llmcheck.dsconfig.conflicts import BF16_STATES, UNTESTED, check_batch, with_recipe, within_recipe
 from llmcheck.dsconfig.fields import (
-    ADAM_TYPES,
     AIO,
     BF16,
-    DTYPES,
     FP16,
     LEAF_MODULE_CLASSES,
     OFFLOAD_OPTIMIZER,
@@ -26,9 +25,9 @@ from llmcheck.dsconfig.fields import (
     Field,
     Section,
 )
+from llmcheck.dsconfig.overrides import whole_of
 from llmcheck.dsconfig.reading import WHAT
-from llmcheck.errors import UserError
-from llmcheck.types import ModelSpec, Offload, Optimizer, Precision, TrainingRecipe
+from llmcheck.types import ModelSpec, TrainingRecipe
 
 # What a completed configuration writes at the top level, in this order, before the user's further keys.
 _WRITTEN = (
@@ -44,8 +43,6 @@ _WRITTEN = (
 # TrainingArguments' defaults (transformers 5.17.0), which the Trainer writes over "auto".
 _OPTIMIZER_PARAMS: dict[str, Any] = {"lr": 5e-5, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 _HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model")  # the second and third are what GPT-2, BLOOM and MPT call it
-_BF16_STATES = ("bf16_master_weights_and_grads", "bf16_optimizer_states")
-_UNTESTED = ("adam-8bit", "adam-bf16")  # neither bitsandbytes' Adam nor the trainer's is on DeepSpeed's list
 _NVME_PATH = "/local_nvme"  # where nothing else is said; the plan's notes tell the user to change it
 
 # (what is set, its path) -> why the simulation does not follow it. Each changes memory; each is named in the plan's assumptions.
@@ -76,59 +73,6 @@ class Completion(NamedTuple):  # not a dataclass: those cost a millisecond each 
     config: dict[str, Any]
     notes: tuple[str, ...] = ()
     not_modelled: tuple[str, ...] = ()
-
-
-class RecipeOverrides(NamedTuple):
-    """What a user's configuration fixes of the recipe. None: it leaves that open."""
-
-    zero_stage: int | None = None
-    precision: Precision | None = None
-    micro_batch_size: int | None = None
-    grad_accum_steps: int | None = None
-    global_batch_size: int | None = None
-    offload: Offload | None = None
-    offload_device: Literal["cpu", "nvme"] | None = None
-    gradient_clipping: float | None = None
-    optimizer: Optimizer | None = None
-
-
-def recipe_overrides(config: Mapping[str, Any] | None, *, where: str = WHAT) -> RecipeOverrides:
-    """What `config` fixes. Raises UserError when DeepSpeed 0.19.8 would not take it, or when it contradicts itself."""
-    if not config:
-        return RecipeOverrides()
-    problems: list[Problem] = []
-    found = checking.normalise(config, problems, [])
-    if not problems:
-        checking.own_conflicts(found, problems, [])
-    _raise(problems, where)
-    return _overrides(found)
-
-
-def _overrides(config: Mapping[str, Any]) -> RecipeOverrides:
-    zero = config.get("zero_optimization", {})
-    stage = _whole(zero.get("stage"))
-    mentioned = [definite(zero[name].get("device", "none")) for name in ("offload_optimizer", "offload_param") if name in zero]
-    offload: Offload | None = None
-    device: Literal["cpu", "nvme"] | None = None
-    if mentioned and None not in mentioned:
-        optimizer_device, param_device = offload_device(zero, "offload_optimizer"), offload_device(zero, "offload_param")
-        offload = "params" if param_device != "none" else "optimizer" if optimizer_device != "none" else "none"
-        if offload == "params" and stage is None:
-            stage = 3  # nothing below it offloads parameters
-        if offload != "none":
-            device = "nvme" if "nvme" in (optimizer_device, param_device) else "cpu"
-    clipping = definite(config.get("gradient_clipping"))
-    return RecipeOverrides(
-        zero_stage=stage,
-        precision=_precision(config),
-        micro_batch_size=_whole(config.get("train_micro_batch_size_per_gpu")),
-        grad_accum_steps=_whole(config.get("gradient_accumulation_steps")),
-        global_batch_size=_whole(config.get("train_batch_size")),
-        offload=offload,
-        offload_device=device,
-        gradient_clipping=None if clipping is None else float(clipping),
-        optimizer=_optimizer(config),
-    )
 
 
 def complete(
@@ -163,13 +107,13 @@ def resolve(
             _write_offload(zero, recipe, notes)
         checking.own_conflicts(user, problems, notes)
         if user_config:
-            _recipe_conflicts(user, recipe, world_size, problems)
-        _recipe_against_itself(user, recipe, problems)
+            with_recipe(user, recipe, world_size, problems)
+        within_recipe(user, recipe, problems)
         if recipe.optimizer == "adam-bf16":
             notes.append("adam-bf16 is an optimizer of the bundled trainer: no other loop can run this plan")
-    _raise(problems, where)
+    raise_for(problems, where)
     config = _fill(user, recipe, world_size)
-    _check_batch(config, world_size, where)
+    check_batch(config, world_size, where)
     return Completion(config=config, notes=tuple(notes), not_modelled=_not_modelled(config))
 
 
@@ -182,9 +126,6 @@ def hidden_size_of(model: ModelSpec) -> int | None:
     return None
 
 
-# --- "auto" ---------------------------------------------------------------------------------------------------------
-
-
 def _resolve_autos(
     config: dict[str, Any],
     recipe: TrainingRecipe,
@@ -194,7 +135,7 @@ def _resolve_autos(
     notes: list[str],
 ) -> None:
     zero = config.get("zero_optimization", {})
-    stage = _whole(zero.get("stage"))
+    stage = whole_of(zero.get("stage"))
     stage = recipe.zero_stage if stage is None else stage
     values: dict[str, Any] = {
         "train_batch_size": recipe.micro_batch_size * recipe.grad_accum_steps * world_size,
@@ -274,108 +215,6 @@ def _is_native_auto(path: str) -> bool:
     return isinstance(node, Field) and node.native_auto
 
 
-# --- conflicts with the recipe --------------------------------------------------------------------------------------
-
-
-def _recipe_conflicts(config: Mapping[str, Any], recipe: TrainingRecipe, world_size: int, problems: list[Problem]) -> None:
-    """The file against what the flags fixed (the planner has put into the recipe whatever the file fixes and no flag does)."""
-    fixed = _overrides(config)
-    micro, accum = recipe.micro_batch_size, recipe.grad_accum_steps
-    rows: tuple[tuple[str, str, Any, Any], ...] = (
-        ("zero_optimization.stage", "--zero", fixed.zero_stage, recipe.zero_stage),
-        ("bf16.enabled, fp16.enabled", "--precision", fixed.precision, recipe.precision),
-        ("train_micro_batch_size_per_gpu", "--micro-batch", fixed.micro_batch_size, micro),
-        ("gradient_accumulation_steps", "--grad-accum", fixed.grad_accum_steps, accum),
-        ("zero_optimization.offload_optimizer, offload_param", "--offload", fixed.offload, recipe.offload),
-        ("gradient_clipping", "the recipe's gradient clipping", fixed.gradient_clipping, recipe.gradient_clipping),
-        ("optimizer.type", "--optimizer", _built_optimizer(config), recipe.optimizer),
-    )
-    found = [
-        Problem(path, f"says {theirs}, {flag} says {ours}", "change the one or the other")
-        for path, flag, theirs, ours in rows
-        if theirs is not None and theirs != ours
-    ]
-    if fixed.offload_device is not None and recipe.offload != "none" and fixed.offload_device != recipe.offload_device:
-        found.append(Problem("zero_optimization.offload_*.device", f"says {fixed.offload_device}, the recipe says {recipe.offload_device}"))
-    total = fixed.global_batch_size
-    batch = {p.where for p in found} & {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
-    if total is not None and not batch and total != micro * accum * world_size:
-        found.append(
-            Problem(
-                "train_batch_size",
-                f"says {total}; micro-batch {micro} × accumulation {accum} × {world_size} GPUs is {micro * accum * world_size}",
-                "leave train_batch_size out, or make the product right",
-            )
-        )
-    bf16, fp16 = config.get("bf16", {}).get("enabled"), config.get("fp16", {}).get("enabled")
-    if (recipe.precision == "bf16" and bf16 is False) or (recipe.precision == "fp16" and fp16 is False):
-        found.append(Problem(f"{recipe.precision}.enabled", f"says false, --precision says {recipe.precision}"))
-    problems += found
-
-
-def _recipe_against_itself(config: Mapping[str, Any], recipe: TrainingRecipe, problems: list[Problem]) -> None:
-    """Optimizer and offload, which DeepSpeed allows in few pairs (runtime/engine.py, _configure_optimizer)."""
-    if problems:
-        return
-    zero = config["zero_optimization"]
-    offloaded = offload_device(zero, "offload_optimizer") != "none"
-    if offloaded and recipe.optimizer != "cpu-adam" and config.get("zero_force_ds_cpu_optimizer") is not False:
-        problems.append(
-            Problem(
-                "zero_optimization.offload_optimizer",
-                f"needs --optimizer cpu-adam, not {recipe.optimizer}",
-                "choose cpu-adam, or set zero_force_ds_cpu_optimizer to false",
-                "DeepSpeed refuses another optimizer for states in host memory",
-            )
-        )
-    if recipe.optimizer == "cpu-adam" and not offloaded:
-        problems.append(
-            Problem("zero_optimization.offload_optimizer", "--optimizer cpu-adam needs it", "add --offload optimizer, or choose fused-adam")
-        )
-    if recipe.optimizer in _UNTESTED and zero["stage"] != 0 and config.get("zero_allow_untested_optimizer") is False:
-        what = f"must be true for --optimizer {recipe.optimizer}, which DeepSpeed calls untested"
-        problems.append(Problem("zero_allow_untested_optimizer", what, "leave it out"))
-    if recipe.optimizer == "adam-bf16":
-        _bf16_adam_conflicts(config, recipe, problems)
-    dtypes = config.get("data_types", {})
-    param_dtype, grad_dtype = _dtype(dtypes.get("param_dtype")), _dtype(dtypes.get("grad_accum_dtype"))
-    if param_dtype not in (None, recipe.precision):
-        problems.append(Problem("data_types.param_dtype", f"says {param_dtype}, the precision is {recipe.precision}"))
-    if zero["stage"] == 0 and grad_dtype not in (None, recipe.precision):
-        problems.append(
-            Problem("data_types.grad_accum_dtype", f"must be {recipe.precision} in ZeRO stage 0, not {grad_dtype}", "use stage 1, 2 or 3")
-        )
-    if zero["stage"] == 1 and grad_dtype == "fp32" and recipe.precision == "bf16" and zero.get("compute_grad_norm") is False:
-        problems.append(Problem("zero_optimization.compute_grad_norm", "false excludes stage 1 with data_types.grad_accum_dtype fp32"))
-
-
-def _bf16_adam_conflicts(config: Mapping[str, Any], recipe: TrainingRecipe, problems: list[Problem]) -> None:
-    """adam-bf16 keeps weights and moments in bf16 and no second copy: what the file says must allow that."""
-    stage, bf16 = config["zero_optimization"]["stage"], config.get("bf16", {})
-    if recipe.precision != "bf16":
-        problems.append(Problem("bf16.enabled", f"--optimizer adam-bf16 works on bf16 weights, the precision is {recipe.precision}"))
-    if stage == 0:
-        return
-    for key in _BF16_STATES:
-        if bf16.get(key) is False:
-            problems.append(Problem(f"bf16.{key}", "must be true for --optimizer adam-bf16", "leave it out"))
-    if stage == 1 and _dtype(config.get("data_types", {}).get("grad_accum_dtype")) == "fp32":
-        problems.append(
-            Problem("data_types.grad_accum_dtype", "fp32 in stage 1 makes DeepSpeed keep fp32 masters", "leave it out, or use stage 2 or 3")
-        )
-
-
-def _check_batch(config: Mapping[str, Any], world_size: int, where: str) -> None:
-    """The identity that DeepSpeed asserts; a user's numbers cannot break it here, a caller's can."""
-    total, micro, accum = (int(config[k]) for k in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"))
-    if total != micro * accum * world_size:
-        what = f"train_batch_size {total} is not micro-batch {micro} × accumulation {accum} × {world_size} GPUs"
-        _raise([Problem("train_batch_size", what)], where)
-
-
-# --- writing --------------------------------------------------------------------------------------------------------
-
-
 def _write_offload(zero: dict[str, Any], recipe: TrainingRecipe, notes: list[str]) -> None:
     if recipe.offload == "none":
         return
@@ -402,13 +241,13 @@ def _fill(user: dict[str, Any], recipe: TrainingRecipe, world_size: int) -> dict
         assert isinstance(field, Field)
         config[name] = field.default
     zero: dict[str, Any] = user["zero_optimization"]
-    if recipe.optimizer in _UNTESTED and zero["stage"] != 0:
+    if recipe.optimizer in UNTESTED and zero["stage"] != 0:
         config["zero_allow_untested_optimizer"] = True
     for name, spec in (("bf16", BF16), ("fp16", FP16)):
         given = user.get(name, {})
         config[name] = {**_defaults(spec), **given, "enabled": True} if recipe.precision == name else {**given, "enabled": False}
     if recipe.optimizer == "adam-bf16" and zero["stage"] != 0:
-        config["bf16"].update(dict.fromkeys(_BF16_STATES, True))  # DeepSpeed refuses them in stage 0
+        config["bf16"].update(dict.fromkeys(BF16_STATES, True))  # DeepSpeed refuses them in stage 0
     config["data_types"] = {"grad_accum_dtype": recipe.precision, **_not_none(user.get("data_types", {}))}
     config["zero_optimization"] = _fill_zero(zero)
     if "nvme" in (offload_device(zero, "offload_optimizer"), offload_device(zero, "offload_param")):
@@ -444,46 +283,6 @@ def _not_none(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if value is not None}
 
 
-# --- small readings -------------------------------------------------------------------------------------------------
-
-
-def _precision(config: Mapping[str, Any]) -> Precision | None:
-    bf16, fp16 = config.get("bf16", {}).get("enabled"), config.get("fp16", {}).get("enabled")
-    if bf16 is True:
-        return "bf16"
-    if fp16 is True:
-        return "fp16"
-    return "fp32" if bf16 is False and fp16 is False else None
-
-
-def _optimizer(config: Mapping[str, Any]) -> Optimizer | None:
-    section = config.get("optimizer", {})
-    kind = definite(section.get("type"))
-    if not isinstance(kind, str) or kind.lower() not in ADAM_TYPES:
-        return None
-    params = section.get("params")
-    if isinstance(params, Mapping) and params.get("torch_adam") is True:
-        return "adamw"
-    zero = config.get("zero_optimization", {})
-    if "offload_optimizer" not in zero and "offload_param" not in zero:
-        return None  # FusedAdam on the GPU, DeepSpeedCPUAdam with offload: left to whoever decides the offload
-    return "cpu-adam" if offload_device(zero, "offload_optimizer") != "none" else "fused-adam"
-
-
-def _built_optimizer(config: Mapping[str, Any]) -> Optimizer | None:
-    """What DeepSpeed builds from the file once the offload is decided."""
-    zero = config.get("zero_optimization", {})
-    return _optimizer({**config, "zero_optimization": {"offload_optimizer": {}, **zero}})
-
-
-def _whole(value: Any) -> int | None:
-    return None if value is None or value == AUTO else int(value)
-
-
-def _dtype(value: Any) -> str | None:
-    return None if value is None or value == AUTO else DTYPES[value]
-
-
 def _not_modelled(config: Mapping[str, Any]) -> tuple[str, ...]:
     found = []
     for path, harmless in _UNMODELLED:
@@ -493,17 +292,3 @@ def _not_modelled(config: Mapping[str, Any]) -> tuple[str, ...]:
         if node is not None and node != harmless and not (isinstance(harmless, tuple) and node in harmless):
             found.append(f"{path} ({node})" if isinstance(node, (int, str)) and not isinstance(node, bool) else path)
     return tuple(found)
-
-
-def _raise(problems: list[Problem], where: str) -> None:
-    if not problems:
-        return
-    if len(problems) == 1:
-        (only,) = problems
-        _fail(f"{WHAT}: {only.where}: {only.what}", where=where, why=only.why, hint=only.hint)
-    listed = "; ".join(f"{p.where}: {p.what}" + (f" ({p.hint})" if p.hint.startswith("did you mean") else "") for p in problems)
-    _fail(f"{WHAT}: {len(problems)} problems", where=where, why=listed, hint=next((p.hint for p in problems if p.hint), ""))
-
-
-def _fail(what: str, **parts: str) -> NoReturn:
-    raise UserError(what, code="ds-config", **parts)
