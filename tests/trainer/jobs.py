@@ -308,6 +308,35 @@ def nan_steps(model: str, plan: str) -> list[dict[str, Any]]:
     return found
 
 
+def traces_of_a_nan_step(model: str, plan: str) -> list[str]:
+    """What a step with NaN leaves behind: the weights, moments and counts that differ after good, NaN, good from those after good, good."""
+    import torch
+
+    from llmcheck import planfile
+    from llmcheck_trainer.engine import build_engine, start_process_group
+    from llmcheck_trainer.model import build_model
+
+    device = start_process_group()
+    spec = planfile.read(plan).plan
+    ids = torch.arange(2 * 16).view(2, 16)
+
+    def after(*factors: float) -> dict[str, Any]:
+        net = build_model(spec.model, spec.recipe, device, folder=model)
+        engine = build_engine(net, spec.recipe, device, lr=1e-2)
+        for factor in factors:
+            engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss * factor)
+            engine.step()
+        found = {f"weights {name}": getattr(p, "ds_tensor", p).detach().clone() for name, p in net.named_parameters()}
+        states = getattr(engine.optimizer, "optimizer", engine.optimizer).state.values()  # DeepSpeed's wrapper has the optimizer inside
+        found |= {f"{key} {i}": torch.as_tensor(value).clone() for i, state in enumerate(states) for key, value in state.items()}
+        assert any(name.startswith("step ") for name in found)
+        return found
+
+    plain, other = after(1.0, 1.0), after(1.0, float("nan"), 1.0)
+    assert plain.keys() == other.keys()
+    return sorted(name for name, value in plain.items() if not torch.equal(value, other[name]))
+
+
 def flat_copies_between_steps(model: str, plan: str) -> int:
     """After two steps: how many pieces of memory of the size of all weights in bf16 are in use."""
     import gc
