@@ -190,6 +190,29 @@ def train_with_tracker(argv: list[str], fails_in: str) -> dict[str, Any]:
         return {**train(argv), "told": number}
 
 
+def train_with_buffer(argv: list[str], kind: str) -> dict[str, Any]:
+    """The trainer with a model that has a saved buffer of the type `kind`; what it says, and whether a step was taken."""
+    import torch
+
+    from llmcheck_trainer import loop
+
+    original, number = loop.model.build_model, 0
+    train_step = loop.train_step
+
+    def build_model(*args: Any, **more: Any) -> Any:
+        net = original(*args, **more)
+        net.register_buffer("turns", torch.arange(5).to(getattr(torch, kind)))
+        return net
+
+    def step(*args: Any, **more: Any) -> None:
+        nonlocal number
+        number += 1
+        train_step(*args, **more)
+
+    with replaced(loop.model, "build_model", build_model), replaced(loop, "train_step", step):
+        return {**train(argv), "num_steps": number}
+
+
 def train_and_lose_the_scale(argv: list[str]) -> dict[str, Any]:
     """The trainer as DeepSpeed's loss scaling ends it."""
     import torch

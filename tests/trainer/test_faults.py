@@ -42,6 +42,26 @@ def test_a_result_that_the_method_does_not_have(export: str, two: Ranks, plan: P
     assert not (tmp_path / "out").exists()  # before the training, not after it
 
 
+def test_a_tensor_that_no_file_holds_is_told_before_the_training(one: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan.json", model, gpus=1)
+    (answer,) = one.call("train_with_buffer", arguments(plan, data, tmp_path / "out"), "complex128")
+
+    assert (answer["exit"], answer["code"], answer["num_steps"]) == (2, "export", 0)
+    assert "turns" in answer["what"]
+    (answer,) = one.call("train_with_buffer", arguments(plan, data, tmp_path / "none", "--export", "none"), "complex128")
+    assert answer["exit"] == 0
+
+
+def test_a_tensor_of_complex_numbers_is_written(one: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    plan = make_plan(tmp_path / "plan.json", model, gpus=1)
+    (answer,) = one.call("train_with_buffer", arguments(plan, data, tmp_path / "out"), "complex64")
+
+    assert answer["exit"] == 0
+    assert load_file(tmp_path / "out" / "model" / "model.safetensors")["turns"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_another_number_of_ranks(one: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
     (answer,) = one.train(plan, data, tmp_path / "out")
 

@@ -23,7 +23,7 @@ from llmcheck.errors import UserError
 from llmcheck.types import TrainingRecipe, TrainSettings
 from llmcheck_trainer import weights
 from llmcheck_trainer.guard import RunFailedError
-from llmcheck_trainer.shards import Shards, sum_of_bytes
+from llmcheck_trainer.shards import Shards, check_type, sum_of_bytes
 
 TRIM_BYTES = 1 << 20  # of parameters between two trims, which take 0.3 ms each
 _BESIDE = ("generation_config.json", "chat_template.jinja")
@@ -32,9 +32,7 @@ _COPY = "modules_to_save.default."
 
 def export(engine: Any, recipe: TrainingRecipe, settings: TrainSettings, source: str) -> str | None:
     """Write what `settings.export` asks for under the output folder; all ranks call it. The folder, or None for "none"."""
-    kind = settings.export
-    if kind == "auto":
-        kind = "model" if recipe.lora is None else "adapter"
+    kind = _kind(recipe, settings)
     if kind == "none":
         return None
     assert (kind == "model") == (recipe.lora is None)  # PlanFile.check_export
@@ -53,6 +51,23 @@ def export(engine: Any, recipe: TrainingRecipe, settings: TrainSettings, source:
         disk.clear(part)
         raise problem[0]
     return target
+
+
+def check(module: Any, recipe: TrainingRecipe, settings: TrainSettings) -> None:
+    """Raises UserError where a tensor of the model is of a type that its files cannot hold: before the training, not after it."""
+    if _kind(recipe, settings) in ("model", "merged"):
+        for name, tensor in _merged(_base_of(module), shapes_only=True):
+            check_type(name, tensor)
+
+
+def _kind(recipe: TrainingRecipe, settings: TrainSettings) -> str:
+    if settings.export != "auto":
+        return settings.export
+    return "model" if recipe.lora is None else "adapter"
+
+
+def _base_of(module: Any) -> Any:
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
 class _Disk:
@@ -106,7 +121,7 @@ def load_tokenizer(folder: str) -> Any:
 
 
 def _write_model(module: Any, folder: str, source: str, disk: _Disk) -> None:
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    base = _base_of(module)
     saved = _SavedForm(base)
     shapes = list(_merged(base, shapes_only=True))
     shards = Shards(folder, [spec for name, shape in shapes for spec in saved.of(name, shape).items()])

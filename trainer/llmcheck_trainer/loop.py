@@ -147,6 +147,7 @@ def _train(
     lr = settings.lr or recipe.deepspeed.get("optimizer", {}).get("params", {}).get("lr") or DEFAULT_LR[recipe.method]
     phase.name = "loading the model"
     net = model.build_model(plan.model, recipe, device, folder=folder)
+    export.check(net, recipe, settings)
     torch.manual_seed(settings.seed + rank)  # dropout differs from rank to rank; adapters did not
     if placement.rows:
         varlen.install(net)
