@@ -213,6 +213,14 @@ def train_with_buffer(argv: list[str], kind: str) -> dict[str, Any]:
         return {**train(argv), "num_steps": number}
 
 
+def train_in_4_bits(argv: list[str]) -> dict[str, Any]:
+    """The trainer with bitsandbytes' layers as on a GPU: some CPUs' would pack their weights anew for what is not training."""
+    from bitsandbytes.nn import modules
+
+    with replaced(modules, "has_avx512bf16", lambda: False):
+        return train(argv)
+
+
 def train_and_lose_the_scale(argv: list[str]) -> dict[str, Any]:
     """The trainer as DeepSpeed's loss scaling ends it."""
     import torch
