@@ -138,6 +138,34 @@ def train_with_free_bytes(argv: list[str], free: list[int]) -> dict[str, Any]:
         return train(argv)
 
 
+def train_with_other_data_on(argv: list[str], rank: int, nodes: list[int]) -> dict[str, Any]:
+    """The trainer with each rank on the node in `nodes`, and data on that of `rank` that is not whole; and which folders were read here.
+
+    The reading takes longer than a rank waits at a time.
+    """
+    import os
+    import time
+
+    from llmcheck_trainer import whole
+    from llmcheck_trainer.dataprep import store
+
+    own, read = int(os.environ["RANK"]), []
+    before = os.environ["LOCAL_RANK"]
+    original = store.is_whole
+
+    def is_whole(path: str, manifest: Any) -> bool:
+        read.append(os.path.basename(path))
+        time.sleep(1.0 + 0.2 * own)  # longer than building the tiny model, too
+        return nodes[own] != nodes[rank] and original(path, manifest)
+
+    os.environ["LOCAL_RANK"] = str(nodes[:own].count(nodes[own]))
+    try:
+        with replaced(store, "is_whole", is_whole), replaced(whole, "WAIT_S", 0.1):
+            return {**train(argv), "read": read}
+    finally:
+        os.environ["LOCAL_RANK"] = before
+
+
 def train_with_bad_gradients(argv: list[str], first: int, last: int) -> dict[str, Any]:
     """The trainer with NaN in the gradients, but not in the loss, from step `first` to step `last` of this call."""
     from llmcheck_trainer import loop

@@ -154,6 +154,33 @@ def test_data_that_was_cut_off(two: Ranks, plan: Path, data: Path, tmp_path: Pat
     assert "tokens.bin" in answers[0]["why"]
 
 
+@pytest.mark.parametrize("flag", ["--data", "--eval-data"])
+def test_data_that_has_changed_since(flag: str, two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    """A token is another one, of files that are as long as they were: nothing is learnt, written or set aside."""
+    other = make_data(tmp_path / "other", some_rows(20, seed=1))
+    tokens = bytearray((other / "tokens.bin").read_bytes())
+    tokens[100] ^= 1
+    (other / "tokens.bin").write_bytes(tokens)
+    given, held_out = (other, data) if flag == "--data" else (data, other)
+    answers = two.train(plan, given, tmp_path / "out", "--eval-data", str(held_out))
+
+    assert [(answer["exit"], answer["code"]) for answer in answers] == [(2, "data")] * 2
+    assert "changed since" in answers[0]["what"]
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(("nodes", "read"), [([0, 0], [["data"], []]), ([0, 1], [["data"], ["data"]])])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_node_reads_its_own_data_once(
+    rank: int, nodes: list[int], read: list[list[str]], two: Ranks, plan: Path, data: Path, tmp_path: Path
+) -> None:
+    """Whichever node's data is another one, all ranks say so."""
+    answers = two.call("train_with_other_data_on", arguments(plan, data, tmp_path / "out"), rank, nodes)
+
+    assert [answer["read"] for answer in answers] == read
+    assert [(answer["exit"], answer["code"]) for answer in answers] == [(2, "data")] * 2
+
+
 @pytest.mark.parametrize(
     "change", [{"tokenizer": None}, {"files": {"tokens.bin": 1}}, {"token_dtype": []}, {"num_rows": "many"}, {"files": 7}]
 )

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
-from llmcheck_trainer import checkpoint, claim, evaluation, export, guard, identity, model, receipt, trackers, varlen
+from llmcheck_trainer import checkpoint, claim, evaluation, export, guard, identity, model, receipt, trackers, varlen, whole
 from llmcheck_trainer.data import Prepared, Shape, Stream
 from llmcheck_trainer.engine import build_engine, set_lr, start_process_group, train_step
 from llmcheck_trainer.placement import choose_packing, placement_of
@@ -132,6 +132,7 @@ def _train(
         identity.check_tokenizer(plan_file, held_out.data, config, checks)
         identity.check_same_tokenizer(folder, held_out.data, export.load_tokenizer, checks)
         phase.inputs["eval_data"] = held_out.data.record()
+    unread = whole.Check(each for each in (data, None if held_out is None else held_out.data) if each is not None)
     placement = placement_of(plan.model, recipe, device, model.DTYPES[recipe.precision], packing=packing, config=config)
 
     run_identity = identity.run_identity(data, recipe.seq_len, packing=packing, seed=settings.seed)
@@ -175,6 +176,8 @@ def _train(
         state = _goes_on_from(found.state, state)
     if settings.compile:
         engine.compile()
+    phase.name = "checking the data"
+    unread.settle()
 
     aside = checkpoint.set_aside(settings.output, after=after) if rank == 0 else []
 
