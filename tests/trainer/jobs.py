@@ -138,6 +138,34 @@ def train_with_free_bytes(argv: list[str], free: list[int]) -> dict[str, Any]:
         return train(argv)
 
 
+def train_with_other_data_on(argv: list[str], rank: int, nodes: list[int]) -> dict[str, Any]:
+    """The trainer with each rank on the node in `nodes`, and data on that of `rank` that is not whole; and which folders were read here.
+
+    The reading takes longer than a rank waits at a time.
+    """
+    import os
+    import time
+
+    from llmcheck_trainer import whole
+    from llmcheck_trainer.dataprep import store
+
+    own, read = int(os.environ["RANK"]), []
+    before = os.environ["LOCAL_RANK"]
+    original = store.is_whole
+
+    def is_whole(path: str, manifest: Any) -> bool:
+        read.append(os.path.basename(path))
+        time.sleep(1.0 + 0.2 * own)  # longer than building the tiny model, too
+        return nodes[own] != nodes[rank] and original(path, manifest)
+
+    os.environ["LOCAL_RANK"] = str(nodes[:own].count(nodes[own]))
+    try:
+        with replaced(store, "is_whole", is_whole), replaced(whole, "WAIT_S", 0.1):
+            return {**train(argv), "read": read}
+    finally:
+        os.environ["LOCAL_RANK"] = before
+
+
 def train_with_bad_gradients(argv: list[str], first: int, last: int) -> dict[str, Any]:
     """The trainer with NaN in the gradients, but not in the loss, from step `first` to step `last` of this call."""
     from llmcheck_trainer import loop
@@ -188,6 +216,37 @@ def train_with_tracker(argv: list[str], fails_in: str) -> dict[str, Any]:
         replaced(tracking, "get_available_trackers", lambda: ["tensorboard"]),
     ):
         return {**train(argv), "told": number}
+
+
+def train_with_buffer(argv: list[str], kind: str) -> dict[str, Any]:
+    """The trainer with a model that has a saved buffer of the type `kind`; what it says, and whether a step was taken."""
+    import torch
+
+    from llmcheck_trainer import loop
+
+    original, number = loop.model.build_model, 0
+    train_step = loop.train_step
+
+    def build_model(*args: Any, **more: Any) -> Any:
+        net = original(*args, **more)
+        net.register_buffer("turns", torch.arange(5).to(getattr(torch, kind)))
+        return net
+
+    def step(*args: Any, **more: Any) -> None:
+        nonlocal number
+        number += 1
+        train_step(*args, **more)
+
+    with replaced(loop.model, "build_model", build_model), replaced(loop, "train_step", step):
+        return {**train(argv), "num_steps": number}
+
+
+def train_in_4_bits(argv: list[str]) -> dict[str, Any]:
+    """The trainer with bitsandbytes' layers as on a GPU: some CPUs' would pack their weights anew for what is not training."""
+    from bitsandbytes.nn import modules
+
+    with replaced(modules, "has_avx512bf16", lambda: False):
+        return train(argv)
 
 
 def train_and_lose_the_scale(argv: list[str]) -> dict[str, Any]:
@@ -306,6 +365,35 @@ def nan_steps(model: str, plan: str) -> list[dict[str, Any]]:
         moved = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
         found.append({"moved": moved, "norm": float(engine.get_global_grad_norm())})
     return found
+
+
+def traces_of_a_nan_step(model: str, plan: str) -> list[str]:
+    """What a step with NaN leaves behind: the weights, moments and counts that differ after good, NaN, good from those after good, good."""
+    import torch
+
+    from llmcheck import planfile
+    from llmcheck_trainer.engine import build_engine, start_process_group
+    from llmcheck_trainer.model import build_model
+
+    device = start_process_group()
+    spec = planfile.read(plan).plan
+    ids = torch.arange(2 * 16).view(2, 16)
+
+    def after(*factors: float) -> dict[str, Any]:
+        net = build_model(spec.model, spec.recipe, device, folder=model)
+        engine = build_engine(net, spec.recipe, device, lr=1e-2)
+        for factor in factors:
+            engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss * factor)
+            engine.step()
+        found = {f"weights {name}": getattr(p, "ds_tensor", p).detach().clone() for name, p in net.named_parameters()}
+        states = getattr(engine.optimizer, "optimizer", engine.optimizer).state.values()  # DeepSpeed's wrapper has the optimizer inside
+        found |= {f"{key} {i}": torch.as_tensor(value).clone() for i, state in enumerate(states) for key, value in state.items()}
+        assert any(name.startswith("step ") for name in found)
+        return found
+
+    plain, other = after(1.0, 1.0), after(1.0, float("nan"), 1.0)
+    assert plain.keys() == other.keys()
+    return sorted(name for name, value in plain.items() if not torch.equal(value, other[name]))
 
 
 def flat_copies_between_steps(model: str, plan: str) -> int:

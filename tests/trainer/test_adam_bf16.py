@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,63 @@ def test_the_norm_is_clipped_and_a_step_without_one_left_out() -> None:
         assert float(optimizer._global_grad_norm) == torch.inf
 
 
+def run_of(factors: list[float], *, max_norm: float = 1.0, cut: int = 0) -> tuple[Any, Any]:
+    """Two weights after a step for each factor of the same gradients; after `cut` of them another optimizer goes on with the state."""
+    ours = [parameter_of(300, torch.bfloat16), parameter_of(70, torch.bfloat16)]
+    optimizer = adam_bf16.AdamBf16(ours, **SETTINGS, max_norm=max_norm)
+    for number, factor in enumerate(factors):
+        if number == cut > 0:
+            state = optimizer.state_dict()
+            optimizer = adam_bf16.AdamBf16(ours, **SETTINGS, max_norm=max_norm)
+            optimizer.load_state_dict(state)
+        for weight in ours:
+            weight.grad = torch.cos(torch.arange(float(weight.numel()))).to(weight) * factor
+        optimizer.step()
+    return ours, optimizer
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 4])
+def test_a_step_that_is_left_out_leaves_no_trace(cut: int) -> None:
+    """The first step, two in a row, the last: in weights, moments, counts, and the random bits of what follows."""
+    plain, their_optimizer = run_of([1.0, 0.5, 2.0])
+    ours, our_optimizer = run_of([torch.nan, 1.0, torch.inf, torch.nan, 0.5, 2.0, torch.nan], cut=cut)
+
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert torch.equal(mine, theirs)
+        assert int(our_optimizer.state[mine]["step"]) == 3
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(our_optimizer.state[mine][name], their_optimizer.state[theirs][name])
+
+
+def test_a_count_on_the_device_is_the_count_of_the_host() -> None:
+    """The same steps with a wrapper that clips, and so in the checkpoints of other stages, and of releases that counted there."""
+    (ours, _), (theirs, plain) = run_of([0.01, 0.01, 0.01]), run_of([0.01, 0.01, 0.01], max_norm=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert [type(state["step"]) for state in plain.state.values()] == [int, int]
+
+    state = deepcopy(plain.state_dict())
+    optimizer = adam_bf16.AdamBf16(ours, **SETTINGS, max_norm=1.0)
+    optimizer.load_state_dict(state)
+    for each, weights in ((plain, theirs), (optimizer, ours)):
+        for weight in weights:
+            weight.grad = torch.full_like(weight, 0.001)
+        each.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def seed_by_hand(step: int, place: int) -> int:
+    mixed = (step * 0x9E3779B97F4A7C15 + place * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (mixed ^ (mixed >> 31)) >> 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**40), st.integers(1, 2**31)), min_size=1))
+def test_seeds_are_splitmix64_without_its_last_bits(pairs: list[tuple[int, int]]) -> None:
+    counts, places = torch.tensor(pairs).unbind(1)
+
+    assert adam_bf16._seeds(counts, places).tolist() == [seed_by_hand(*pair) for pair in pairs]
+
+
 def test_a_state_that_was_loaded_goes_on_with_the_same_bits() -> None:
     straight, cut = parameter_of(500, torch.bfloat16), parameter_of(500, torch.bfloat16)
     first, second = adam_bf16.AdamBf16([straight], **SETTINGS), adam_bf16.AdamBf16([cut], **SETTINGS)
@@ -128,15 +186,15 @@ def test_the_kernel_is_pytorchs_in_fp32(size: int) -> None:
     ours, theirs = parameter_of(size, torch.float32).data.to(device), torch.nn.Parameter(parameter_of(size, torch.float32).data.to(device))
     gradient = torch.randn(size).to(device)
     first, second = torch.zeros_like(ours), torch.zeros_like(ours)
-    one = torch.ones(1, device=device)
-    first_step = {"betas": (0.9, 0.95), "options": (1e-8, 0.1), "corrections": (1 - 0.9, 1 - 0.95), "seed": 5}
-    kernel.step_(ours, gradient, first, second, one, 3e-3, **first_step)
+    figures, seed = torch.tensor([1.0, 1 - 0.9, 1 - 0.95]).to(device), torch.tensor([5]).to(device)
+    first_step = {"betas": (0.9, 0.95), "options": (1e-8, 0.1)}
+    kernel.step_(ours, gradient, first, second, figures, seed, 3e-3, **first_step)
     theirs.grad = gradient
     torch.optim.AdamW([theirs], **SETTINGS).step()
 
     torch.testing.assert_close(ours, theirs.data, rtol=1e-5, atol=1e-6)
     before = ours.clone()
-    kernel.step_(ours, gradient, first, second, one * torch.nan, 3e-3, **first_step)
+    kernel.step_(ours, gradient, first, second, figures * torch.nan, seed, 3e-3, **first_step)
     assert torch.equal(ours, before)
 
 
@@ -147,11 +205,10 @@ def test_the_kernel_loses_no_small_steps() -> None:
     weight = torch.full((50_000,), 0.02, dtype=torch.bfloat16, device=device)
     gradient, first, second = torch.full_like(weight, -1.0), torch.zeros_like(weight), torch.zeros_like(weight)
     before = weight.float().mean()
-    one = torch.ones(1, device=device)
     for step in range(1, 21):
-        corrections = 1 - 0.9**step, 1 - 0.95**step
-        more = {"betas": (0.9, 0.95), "options": (1e-8, 0.0), "corrections": corrections, "seed": adam_bf16._seed(step, 1)}
-        kernel.step_(weight, gradient, first, second, one, 1e-5, **more)
+        figures = torch.tensor([1.0, 1 - 0.9**step, 1 - 0.95**step]).to(device)
+        seed = adam_bf16._seeds(torch.tensor([step]), torch.tensor([1])).to(device)
+        kernel.step_(weight, gradient, first, second, figures, seed, 1e-5, betas=(0.9, 0.95), options=(1e-8, 0.0))
 
     assert float(weight.float().mean() - before) == pytest.approx(2e-4, rel=0.03)
     assert float(first.float().mean()) == pytest.approx(-(1 - 0.9**20), rel=5e-3)

@@ -25,6 +25,26 @@ def test_a_step_with_nan_is_left_out(one: Ranks, tmp_path: Path, zero: str, opti
     assert math.isfinite(steps[2]["norm"])
 
 
+@pytest.mark.parametrize(
+    ("zero", "precision", "optimizer", "clipping"),
+    [
+        *((zero, "bf16", "fused-adam", 1.0) for zero in "0123"),
+        *((zero, "bf16", "adam-bf16", 1.0) for zero in "0123"),
+        *((zero, "fp32", "fused-adam", 1.0) for zero in "0123"),
+        ("0", "bf16", "adam-bf16", 0.0),
+        ("0", "fp32", "fused-adam", 0.0),
+        ("2", "fp32", "fused-adam", 0.0),
+    ],
+)
+def test_a_step_with_nan_leaves_no_trace(one: Ranks, tmp_path: Path, zero: str, precision: str, optimizer: str, clipping: float) -> None:
+    model = make_model(tmp_path / "model", "llama")
+    (tmp_path / "ds.json").write_text(json.dumps({"gradient_clipping": clipping}))
+    options = ("--zero", zero, "--precision", precision, "--optimizer", optimizer, "--ds-config", str(tmp_path / "ds.json"))
+    plan = make_plan(tmp_path / "plan.json", model, *options, gpus=1)
+
+    assert one.call("traces_of_a_nan_step", str(model), str(plan)) == [[]]
+
+
 @pytest.mark.parametrize("zero", ["0", "2"])
 def test_the_norm_of_the_gradients_is_told_in_fp32_too(one: Ranks, tmp_path: Path, zero: str) -> None:
     model = make_model(tmp_path / "model", "llama")

@@ -42,6 +42,26 @@ def test_a_result_that_the_method_does_not_have(export: str, two: Ranks, plan: P
     assert not (tmp_path / "out").exists()  # before the training, not after it
 
 
+def test_a_tensor_that_no_file_holds_is_told_before_the_training(one: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan.json", model, gpus=1)
+    (answer,) = one.call("train_with_buffer", arguments(plan, data, tmp_path / "out"), "complex128")
+
+    assert (answer["exit"], answer["code"], answer["num_steps"]) == (2, "export", 0)
+    assert "turns" in answer["what"]
+    (answer,) = one.call("train_with_buffer", arguments(plan, data, tmp_path / "none", "--export", "none"), "complex128")
+    assert answer["exit"] == 0
+
+
+def test_a_tensor_of_complex_numbers_is_written(one: Ranks, model: Path, data: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    plan = make_plan(tmp_path / "plan.json", model, gpus=1)
+    (answer,) = one.call("train_with_buffer", arguments(plan, data, tmp_path / "out"), "complex64")
+
+    assert answer["exit"] == 0
+    assert load_file(tmp_path / "out" / "model" / "model.safetensors")["turns"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_another_number_of_ranks(one: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
     (answer,) = one.train(plan, data, tmp_path / "out")
 
@@ -132,6 +152,33 @@ def test_data_that_was_cut_off(two: Ranks, plan: Path, data: Path, tmp_path: Pat
 
     assert [answer["code"] for answer in answers] == ["data"] * 2
     assert "tokens.bin" in answers[0]["why"]
+
+
+@pytest.mark.parametrize("flag", ["--data", "--eval-data"])
+def test_data_that_has_changed_since(flag: str, two: Ranks, plan: Path, data: Path, tmp_path: Path) -> None:
+    """A token is another one, of files that are as long as they were: nothing is learnt, written or set aside."""
+    other = make_data(tmp_path / "other", some_rows(20, seed=1))
+    tokens = bytearray((other / "tokens.bin").read_bytes())
+    tokens[100] ^= 1
+    (other / "tokens.bin").write_bytes(tokens)
+    given, held_out = (other, data) if flag == "--data" else (data, other)
+    answers = two.train(plan, given, tmp_path / "out", "--eval-data", str(held_out))
+
+    assert [(answer["exit"], answer["code"]) for answer in answers] == [(2, "data")] * 2
+    assert "changed since" in answers[0]["what"]
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(("nodes", "read"), [([0, 0], [["data"], []]), ([0, 1], [["data"], ["data"]])])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_node_reads_its_own_data_once(
+    rank: int, nodes: list[int], read: list[list[str]], two: Ranks, plan: Path, data: Path, tmp_path: Path
+) -> None:
+    """Whichever node's data is another one, all ranks say so."""
+    answers = two.call("train_with_other_data_on", arguments(plan, data, tmp_path / "out"), rank, nodes)
+
+    assert [answer["read"] for answer in answers] == read
+    assert [(answer["exit"], answer["code"]) for answer in answers] == [(2, "data")] * 2
 
 
 @pytest.mark.parametrize(

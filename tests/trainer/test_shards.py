@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from llmcheck.errors import UserError
 from llmcheck_trainer import shards, weights
 
 TENSORS = {
@@ -55,5 +56,27 @@ def test_a_tensor_that_was_not_announced_so_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_type_that_the_format_does_not_have_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="complex64"):
-        shards.Shards(str(tmp_path), [("z", torch.zeros(2, dtype=torch.complex64))])
+    with pytest.raises(UserError, match="complex128") as refused:
+        shards.Shards(str(tmp_path), [("z", torch.zeros(2, dtype=torch.complex128))])
+    assert (refused.value.code, refused.value.where) == ("export", "z")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", sorted(shards._TYPES, key=str), ids=str)
+def test_each_type_is_read_back_as_it_was(kind: torch.dtype, tmp_path: Path) -> None:
+    """All bits, and the shape: of two dimensions, one and none, which two numbers in a byte cannot have."""
+    number = kind.itemsize * 15
+    numbers = torch.arange(number, dtype=torch.uint8) * 17
+    flat = (numbers % 2 if kind == torch.bool else numbers).view(kind)
+    tensors = {"a": flat.view(3, 5), "b": flat[3:10]} | ({} if "float4" in str(kind) else {"c": flat[4]})
+    written = shards.Shards(str(tmp_path), tensors.items())
+    written.create()
+    for name, tensor in tensors.items():
+        written.add(name, tensor)
+    written.finish()
+    read = {name: reader() for name, reader in weights.readers(str(tmp_path)).items()}
+
+    for name, tensor in tensors.items():
+        assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
+        assert shards.sum_of_bytes(read[name]) == shards.sum_of_bytes(tensor)
+        assert torch.equal(read[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))

@@ -19,21 +19,19 @@ def _rounded(value, noise, ROUND: tl.constexpr):  # type: ignore[no-untyped-def]
     return value
 
 
-@triton.jit(do_not_specialize=["lr", "decay", "correction1", "correction2", "seed"])
+@triton.jit(do_not_specialize=["lr", "decay"])
 def _step(  # type: ignore[no-untyped-def]
     weights,
     gradients,
     firsts,
     seconds,
-    factors,
+    figures,
+    seeds,
     lr,
     beta1,
     beta2,
     eps,
     decay,
-    correction1,
-    correction2,
-    seed,
     numel,
     BLOCK: tl.constexpr,  # noqa: N803
     ROUND: tl.constexpr,  # noqa: N803
@@ -41,8 +39,11 @@ def _step(  # type: ignore[no-untyped-def]
     program = tl.program_id(0).to(tl.int64)
     within = tl.arange(0, BLOCK)
     at = program * BLOCK + within
-    factor = tl.load(factors)
-    here = (at < numel) & (factor - factor == 0.0)  # not finite: the step is left out
+    factor = tl.load(figures)
+    correction1 = tl.load(figures + 1)
+    correction2 = tl.load(figures + 2)
+    seed = tl.load(seeds)
+    here = at < tl.where(factor - factor == 0.0, numel, 0)  # not finite: the step is left out
     gradient = tl.load(gradients + at, mask=here, other=0.0).to(tl.float32) * factor
     first = tl.load(firsts + at, mask=here, other=0.0).to(tl.float32) * beta1 + gradient * (1.0 - beta1)
     second = tl.load(seconds + at, mask=here, other=0.0).to(tl.float32) * beta2 + gradient * gradient * (1.0 - beta2)
@@ -61,18 +62,18 @@ def step_(
     gradients: torch.Tensor,
     first: torch.Tensor,
     second: torch.Tensor,
-    factor: torch.Tensor,
+    figures: torch.Tensor,
+    seed: torch.Tensor,
     lr: float,
     *,
     betas: tuple[float, float],
     options: tuple[float, float],
-    corrections: tuple[float, float],
-    seed: int,
 ) -> None:
-    """AdamW in place on `weights`, `first` and `second`, all [n], contiguous and of one type; `factor`: [1], fp32, times the gradients.
+    """AdamW in place on `weights`, `first` and `second`, all [n], contiguous and of one type.
 
-    `options`: epsilon and weight decay; `corrections`: what the moments are divided by, 1 - beta**step; `seed`: what the random bits hang
-    on, below 2**62. A factor that is not finite changes nothing.
+    `figures`: fp32, begins with what the gradients are multiplied by, and what the moments are divided by, 1 - beta**step; a factor that is
+    not finite changes nothing. `seed`: int64, begins with what the random bits hang on, below 2**62. Both are on the device, where the
+    step is counted. `options`: epsilon and weight decay.
     """
     numel = weights.numel()
     _step[(triton.cdiv(numel, BLOCK),)](
@@ -80,12 +81,11 @@ def step_(
         gradients,
         first,
         second,
-        factor,
+        figures,
+        seed,
         lr,
         *betas,
         *options,
-        *corrections,
-        seed,
         numel,
         BLOCK=BLOCK,
         ROUND=weights.dtype == torch.bfloat16,

@@ -72,23 +72,26 @@ def build_engine(model: Any, recipe: TrainingRecipe, device: torch.device, *, lr
 
 
 def _keep_the_norm(engine: Any) -> None:
-    """In fp32 without ZeRO, DeepSpeed clips by the norm of the gradients and forgets it, NaN or not.
+    """In fp32 without ZeRO, DeepSpeed clips by the norm of the gradients and forgets it, NaN or not; without clipping it has none.
 
     It goes where the other stages have it, and a step without one is left out as there: a weight without a gradient is not moved.
     """
+    take_step, max_norm = engine._take_model_step, float(engine.gradient_clipping())
 
-    def clip() -> None:
+    def look_first(*args: Any, **more: Any) -> None:
         weights = [p for p in engine.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in weights])
-        if bool(norm.isfinite()):
-            torch.nn.utils.clip_grads_with_norm_(weights, engine.gradient_clipping(), norm)
-        else:
+        if not bool(norm.isfinite()):
             norm = torch.full_like(norm, torch.inf)
             for weight in weights:
                 weight.grad = None
+        elif max_norm:
+            torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
+        take_step(*args, **more)
         engine._global_grad_norm = norm
 
-    engine.clip_fp32_gradients = clip
+    engine.clip_fp32_gradients = lambda: None  # done by then
+    engine._take_model_step = look_first
 
 
 def _bf16_engine(model: Any, recipe: TrainingRecipe, parameters: list[Any], config: dict[str, Any], lr: float, weight_decay: float) -> Any:

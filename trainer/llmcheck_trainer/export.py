@@ -18,12 +18,13 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
 
 from llmcheck.errors import UserError
 from llmcheck.types import TrainingRecipe, TrainSettings
 from llmcheck_trainer import weights
 from llmcheck_trainer.guard import RunFailedError
-from llmcheck_trainer.shards import Shards, sum_of_bytes
+from llmcheck_trainer.shards import Shards, check_type, sum_of_bytes
 
 TRIM_BYTES = 1 << 20  # of parameters between two trims, which take 0.3 ms each
 _BESIDE = ("generation_config.json", "chat_template.jinja")
@@ -32,9 +33,7 @@ _COPY = "modules_to_save.default."
 
 def export(engine: Any, recipe: TrainingRecipe, settings: TrainSettings, source: str) -> str | None:
     """Write what `settings.export` asks for under the output folder; all ranks call it. The folder, or None for "none"."""
-    kind = settings.export
-    if kind == "auto":
-        kind = "model" if recipe.lora is None else "adapter"
+    kind = _kind(recipe, settings)
     if kind == "none":
         return None
     assert (kind == "model") == (recipe.lora is None)  # PlanFile.check_export
@@ -53,6 +52,23 @@ def export(engine: Any, recipe: TrainingRecipe, settings: TrainSettings, source:
         disk.clear(part)
         raise problem[0]
     return target
+
+
+def check(module: Any, recipe: TrainingRecipe, settings: TrainSettings) -> None:
+    """Raises UserError where a tensor of the model is of a type that its files cannot hold: before the training, not after it."""
+    if _kind(recipe, settings) in ("model", "merged"):
+        for name, tensor in _merged(_base_of(module), shapes_only=True):
+            check_type(name, tensor)
+
+
+def _kind(recipe: TrainingRecipe, settings: TrainSettings) -> str:
+    if settings.export != "auto":
+        return settings.export
+    return "model" if recipe.lora is None else "adapter"
+
+
+def _base_of(module: Any) -> Any:
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
 class _Disk:
@@ -106,7 +122,7 @@ def load_tokenizer(folder: str) -> Any:
 
 
 def _write_model(module: Any, folder: str, source: str, disk: _Disk) -> None:
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    base = _base_of(module)
     saved = _SavedForm(base)
     shapes = list(_merged(base, shapes_only=True))
     shards = Shards(folder, [spec for name, shape in shapes for spec in saved.of(name, shape).items()])
@@ -181,43 +197,60 @@ def _merged(base: Any, *, shapes_only: bool = False) -> Iterator[tuple[str, torc
                 continue
             if full in tied:
                 continue
-            yield from _alone(full.replace(_COPY, ""), tensor, shapes_only=shapes_only)
+            yield from _alone(full.replace(_COPY, ""), tensor, part, shapes_only=shapes_only)
 
 
-def _alone(name: str, tensor: Any, *, shapes_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
+def _alone(name: str, tensor: Any, layer: Any, *, shapes_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
     if shapes_only:
-        yield name, torch.empty(weights.shape_of(tensor), dtype=tensor.dtype, device="meta")
+        yield name, _empty_whole(tensor, layer)
         return
     with _gathered([tensor]):
-        yield name, tensor if dist.get_rank() == 0 else torch.empty(0)
+        yield name, _turned(_whole(tensor), tensor, layer) if dist.get_rank() == 0 else torch.empty(0)
 
 
 def _merged_layer(prefix: str, part: Any, *, shapes_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
     base = part.base_layer
     adapters = [p for name, p in part.named_parameters() if "lora_" in name]
-    packed = hasattr(base.weight, "quant_state")
-    dtype = adapters[0].dtype if packed else base.weight.dtype
     if shapes_only:
-        shape = base.weight.quant_state.shape if packed else weights.shape_of(base.weight)
-        yield f"{prefix}.weight", torch.empty(shape, dtype=dtype, device="meta")
+        yield f"{prefix}.weight", _empty_whole(base.weight, base)
     else:
         with _gathered([base.weight, *adapters]):
-            yield f"{prefix}.weight", _sum_of(part, dtype) if dist.get_rank() == 0 else torch.empty(0)
+            yield f"{prefix}.weight", _turned(_sum_of(part), base.weight, base) if dist.get_rank() == 0 else torch.empty(0)
     if getattr(base, "bias", None) is not None:
-        yield from _alone(f"{prefix}.bias", base.bias, shapes_only=shapes_only)
+        yield from _alone(f"{prefix}.bias", base.bias, base, shapes_only=shapes_only)
 
 
-def _sum_of(part: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Weight and adapter of a layer added in fp32."""
-    weight: Any = part.base_layer.weight
-    if hasattr(weight, "quant_state"):
+def _empty_whole(tensor: Any, layer: Any) -> torch.Tensor:
+    """Shape and type of what is written of a tensor, partitioned or packed as it may be."""
+    packed = getattr(tensor, "quant_state", None)
+    if packed is not None:
+        return _turned(torch.empty(packed.shape, dtype=packed.dtype, device="meta"), tensor, layer)
+    return torch.empty(weights.shape_of(tensor), dtype=tensor.dtype, device="meta")
+
+
+def _whole(tensor: Any) -> torch.Tensor:
+    """The tensor itself; of a weight that bitsandbytes has packed to 4 bits, the numbers that it stands for."""
+    packed, whole = getattr(tensor, "quant_state", None), tensor
+    if packed is not None:
         from bitsandbytes.functional import dequantize_4bit
 
-        weight = dequantize_4bit(weight.data, weight.quant_state)
+        whole = dequantize_4bit(tensor.data, packed)
+    found: torch.Tensor = whole
+    return found
+
+
+def _turned(whole: torch.Tensor, tensor: Any, layer: Any) -> torch.Tensor:
+    """What was made of `tensor`, with the axes of the plain model: packing a Conv1D (GPT-2's), transformers turns its weight."""
+    was_conv = getattr(tensor, "quant_state", None) is not None and issubclass(getattr(layer, "source_cls", torch.nn.Linear), Conv1D)
+    return whole.t() if was_conv else whole
+
+
+def _sum_of(part: Any) -> torch.Tensor:
+    """Weight and adapter of a layer added in fp32."""
+    weight = _whole(part.base_layer.weight)
     total = weight.detach().to(torch.float32, copy=True)
     total += part.get_delta_weight("default").to(weight.device)
-    merged: torch.Tensor = total.to(dtype)
-    return merged
+    return total.to(weight.dtype)
 
 
 def _tied_names(base: Any) -> set[str]:

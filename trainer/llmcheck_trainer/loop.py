@@ -17,7 +17,7 @@ import torch.distributed as dist
 from llmcheck.errors import UserError
 from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
-from llmcheck_trainer import checkpoint, claim, evaluation, export, guard, identity, model, receipt, trackers, varlen
+from llmcheck_trainer import checkpoint, claim, evaluation, export, guard, identity, model, receipt, trackers, varlen, whole
 from llmcheck_trainer.data import Prepared, Shape, Stream
 from llmcheck_trainer.engine import build_engine, set_lr, start_process_group, train_step
 from llmcheck_trainer.placement import choose_packing, placement_of
@@ -120,9 +120,7 @@ def _train(
     # The native allocator fragments where lengths differ, and the plan counts on equal ones.
     full_length = recipe.allocator == "native"
     stream = Stream(data, recipe.seq_len, shape, packing=packing, seed=settings.seed, pad_id=pad_id, full_length=full_length)
-    stream.limit = math.ceil(round(settings.epochs * len(stream), 6))  # 0.07 of 100 are 7, not the 7.000000000000001 of the product
-    if settings.max_steps:
-        stream.limit = min(stream.limit, settings.max_steps * shape.global_batch)
+    stream.limit = _num_sequences(settings, len(stream), shape)
     held_out = evaluation.load(settings, recipe, shape, pad_id)
     phase.inputs["data"] = data.record()
     if held_out is not None:
@@ -132,6 +130,7 @@ def _train(
         identity.check_tokenizer(plan_file, held_out.data, config, checks)
         identity.check_same_tokenizer(folder, held_out.data, export.load_tokenizer, checks)
         phase.inputs["eval_data"] = held_out.data.record()
+    unread = whole.Check([data] if held_out is None else [data, held_out.data])
     placement = placement_of(plan.model, recipe, device, model.DTYPES[recipe.precision], packing=packing, config=config)
 
     run_identity = identity.run_identity(data, recipe.seq_len, packing=packing, seed=settings.seed)
@@ -147,6 +146,7 @@ def _train(
     lr = settings.lr or recipe.deepspeed.get("optimizer", {}).get("params", {}).get("lr") or DEFAULT_LR[recipe.method]
     phase.name = "loading the model"
     net = model.build_model(plan.model, recipe, device, folder=folder)
+    export.check(net, recipe, settings)
     torch.manual_seed(settings.seed + rank)  # dropout differs from rank to rank; adapters did not
     if placement.rows:
         varlen.install(net)
@@ -174,17 +174,14 @@ def _train(
         state = _goes_on_from(found.state, state)
     if settings.compile:
         engine.compile()
+    phase.name = "checking the data"
+    unread.settle()
 
     aside = checkpoint.set_aside(settings.output, after=after) if rank == 0 else []
 
     told = trackers.Trackers(settings.trackers, settings.output, settings._asdict() if rank == 0 else None)
     progress = Progress(settings.output, plan.memory, plan.time, total=stream.limit, position=state.position, trackers=told)
-    progress.start(
-        f"{plan.model.name}, {recipe.method}, ZeRO-{recipe.zero_stage}, {world} ranks; {len(data):,} rows"
-        + (f" in {len(stream):,} packed sequences" if packing else "")
-        + f"; {data.num_without_supervision() if rank == 0 else 0:,} rows without a token in the loss"
-        + (f"; resumed at step {state.step}" if state.step else "")
-    )
+    progress.start(_first_line(plan_file, stream, world, state.step, num_silent=data.num_without_supervision() if rank == 0 else 0))
     if aside:
         progress.say(f"set aside in checkpoints/, since this run does not go on from there: {', '.join(aside)}")
     watch = guard.LossGuard(settings.output, stop_at_nan=settings.on_nan == "stop", scaled=recipe.precision == "fp16")
@@ -228,7 +225,7 @@ def _train(
         norm = engine.get_global_grad_norm()
         pending.append(_sent(Pending(step, first, position, num_supervised, num_tokens, padded, rate, values, norm), device))
         meter.step_done()
-        state = checkpoint.State(**{**state.__dict__, "step": step, "position": position, "num_tokens": tokens})
+        state = replace(state, step=step, position=position, num_tokens=tokens)
 
         # The losses are read one step late, so that the device never waits for the host; before saving, they are all read.
         at_end = position >= stream.limit
@@ -243,14 +240,10 @@ def _train(
             result = evaluation.evaluate(engine, held_out, placement, device)
             final_loss = result.loss if math.isfinite(result.loss) else None
             better = final_loss is not None and (state.best_loss is None or final_loss < state.best_loss)
-            state = checkpoint.State(
-                **{
-                    **state.__dict__,
-                    "best_loss": result.loss if better else state.best_loss,
-                    "best_step": step if better else state.best_step,
-                    "bad_evaluations": 0 if better else state.bad_evaluations + 1,
-                }
-            )
+            if better:
+                state = replace(state, best_loss=final_loss, best_step=step, bad_evaluations=0)
+            else:
+                state = replace(state, bad_evaluations=state.bad_evaluations + 1)
             progress.evaluation(step, result)
             if settings.num_generations:
                 phase.name = "generation"
@@ -288,6 +281,23 @@ def _train(
         raise unsaved
     dist.barrier()
     return 0
+
+
+def _num_sequences(settings: TrainSettings, of_an_epoch: int, shape: Shape) -> int:
+    """Sequences of the whole run."""
+    number = math.ceil(round(settings.epochs * of_an_epoch, 6))  # 0.07 of 100 are 7, not the 7.000000000000001 of the product
+    return min(number, settings.max_steps * shape.global_batch) if settings.max_steps else number
+
+
+def _first_line(plan_file: PlanFile, stream: Stream, world: int, resumed_at: int, *, num_silent: int) -> str:
+    """What the run is, for whoever started it. `num_silent`: rows that teach nothing; `resumed_at`: a step, or 0."""
+    plan, recipe = plan_file.plan, plan_file.plan.recipe
+    return (
+        f"{plan.model.name}, {recipe.method}, ZeRO-{recipe.zero_stage}, {world} ranks; {len(stream.data):,} rows"
+        + (f" in {len(stream):,} packed sequences" if stream.packing else "")
+        + f"; {num_silent:,} rows without a token in the loss"
+        + (f"; resumed at step {resumed_at}" if resumed_at else "")
+    )
 
 
 def _goes_on_from(saved: checkpoint.State, fresh: checkpoint.State) -> checkpoint.State:

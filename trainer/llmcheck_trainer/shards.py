@@ -13,16 +13,21 @@ from typing import Any, NamedTuple
 
 import torch
 
+from llmcheck.errors import UserError
+
 SHARD_BYTES = 4 << 30  # of a file; in memory there is BLOCK_BYTES of it
 BLOCK_BYTES = 64 << 20  # on the way from a device to a file
 _ALIGN = 8  # of the tensors in a file, by blanks at the header's end: the format's own files have it so
 _SUM_MODULUS = 1 << 64
-# https://huggingface.co/docs/safetensors: the names of types in a header
-_TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
-    torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
+# The names of types in a header: safetensors 0.8.0, bindings/python/py_src/safetensors/torch.py. PyTorch's older releases lack some.
+_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3", "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2": "F8_E5M2", "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e8m0fnu": "F8_E8M0", "float4_e2m1fn_x2": "F4",
 }  # fmt: skip
+_TYPES = {getattr(torch, name): word for name, word in _NAMES.items() if hasattr(torch, name)}
+_PAIRED = "F4"  # of two numbers in a byte: PyTorch's shape counts bytes along the last axis, the header's counts numbers
 
 
 class _Place(NamedTuple):
@@ -35,7 +40,7 @@ class _Place(NamedTuple):
 class Shards:
     """Files of tensors whose names, shapes and types are known. Calls in this order: create, add for each tensor, finish.
 
-    Raises ValueError where the format does not have the type of one.
+    Raises UserError where the format does not have the type of one.
     """
 
     def __init__(self, folder: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -44,8 +49,7 @@ class Shards:
         self._files: list[list[tuple[str, torch.Tensor]]] = [[]]
         filled = self._total = 0
         for name, tensor in tensors:
-            if tensor.dtype not in _TYPES:
-                raise ValueError(f"{name} is of {tensor.dtype}, which safetensors files do not hold")
+            check_type(name, tensor)
             size = _size(tensor)
             if self._files[-1] and filled + size > SHARD_BYTES:
                 self._files.append([])
@@ -76,7 +80,7 @@ class Shards:
         # Wide types first, so that each tensor lies at a multiple of its element's size.
         for name, tensor in sorted(tensors, key=lambda pair: -pair[1].element_size()):
             begin, end = end, end + _size(tensor)
-            header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+            header[name] = {"dtype": _TYPES[tensor.dtype], "shape": _shape(tensor), "data_offsets": [begin, end]}
         words = json.dumps(header, separators=(",", ":")).encode()
         words += b" " * (-len(words) % _ALIGN)
         start = 8 + len(words)
@@ -116,6 +120,23 @@ class Shards:
             raise ValueError(f"{min(missing)} was not written")
 
 
+def check_type(name: str, tensor: torch.Tensor) -> None:
+    """Raises UserError where the format does not have the type of `tensor`."""
+    if tensor.dtype not in _TYPES:
+        raise UserError(
+            f"the model's {name} cannot be written: it is of {tensor.dtype}",
+            code="export",
+            where=name,
+            why="safetensors files have no such type; they have " + ", ".join(name for name in _NAMES if hasattr(torch, name)),
+            hint="--export none trains and keeps checkpoints, and writes no model",
+        )
+
+
+def _shape(tensor: torch.Tensor) -> list[int]:
+    shape = list(tensor.shape)
+    return [*shape[:-1], 2 * shape[-1]] if shape and _TYPES[tensor.dtype] == _PAIRED else shape
+
+
 def _size(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
@@ -123,5 +144,7 @@ def _size(tensor: torch.Tensor) -> int:
 def sum_of_bytes(tensor: torch.Tensor) -> int:
     """A sum over the bytes, as 64-bit numbers where they can be seen so: exact, whatever the type."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    if flat.storage_offset() % 8:  # a part of a larger tensor, of odd sizes: PyTorch sees no 64-bit numbers there
+        flat = flat.clone()
     even = flat[: flat.numel() // 8 * 8]
     return (int(even.view(torch.int64).sum()) + int(flat[even.numel() :].to(torch.int64).sum())) % _SUM_MODULUS

@@ -61,14 +61,8 @@ def make_ready(sets: Iterable[Set], wanted: Wanted, *, dry: bool) -> None:
 def _prepared(given: Set, wanted: Wanted) -> _Found:
     assert given.folder is not None
     manifest = _look_at(given.folder, given.flag, wanted)
-    if not store.is_whole(given.folder, manifest):  # a run's receipt names its data by the manifest's hashes
-        raise UserError(
-            "the prepared data has changed since it was made",
-            code="data",
-            where=f"{given.flag} {given.folder}",
-            why=f"its files have other hashes than {store.MANIFEST} says",
-            hint="prepare it again",
-        )
+    if not store.is_whole(given.folder, manifest):
+        raise store.changed(f"{given.flag} {given.folder}")
     complain([f"{given.flag} {given.folder}: {line}" if not at else line for at, line in enumerate(report.brief(manifest, _PLAIN))])
     return _Found(manifest)
 

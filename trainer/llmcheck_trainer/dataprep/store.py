@@ -243,6 +243,17 @@ def is_whole(path: str, manifest: Mapping[str, Any]) -> bool:
     return True
 
 
+def changed(where: str, *, node: str = "") -> UserError:
+    """The error of a folder that is not whole, of `node` where it may be whole on another; a run's receipt names data by these hashes."""
+    return UserError(
+        "the prepared data has changed since it was made",
+        code="data",
+        where=where + (f", on {node}" if node else ""),
+        why=f"its files have other hashes than {MANIFEST} says",
+        hint="prepare it again" + (", or copy it there again" if node else ""),
+    )
+
+
 def damaged(path: str, reason: Exception) -> UserError:
     """The error of a folder whose manifest is not what a preparation writes, or does not go with its files."""
     why = f"{MANIFEST} lacks {reason}" if isinstance(reason, KeyError) else str(reason)
