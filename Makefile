@@ -49,7 +49,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 # DeepSpeed comes as source: with DS_BUILD_OPS=0 it is built without torch and without a compiler.
 $(TRAINER_VENV)/.installed: pyproject.toml tests/trainer/constraints.txt
 	$(PYTHON) -m venv $(TRAINER_VENV)
-	DS_BUILD_OPS=0 $(TRAINER_VENV)/bin/python -m pip install --quiet --constraint tests/trainer/constraints.txt --editable '.[test,train]'
+	DS_BUILD_OPS=0 $(TRAINER_VENV)/bin/python -m pip install --quiet --constraint tests/trainer/constraints.txt --editable '.[test,train]' bitsandbytes
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
