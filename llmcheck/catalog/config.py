@@ -12,6 +12,7 @@ from llmcheck import jsonfile
 from llmcheck.catalog import derive
 from llmcheck.catalog.familydata import FamilyData, family_data
 from llmcheck.errors import UserError, did_you_mean
+from llmcheck.paths import unreadable
 from llmcheck.types import ModelSpec
 from llmcheck.units import human_count
 
@@ -65,10 +66,14 @@ def check_regular(path: str, what: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as reason:
-        raise jsonfile.unreadable(path, what=what, where=path, reason=reason) from reason
+        raise unreadable(path, what=what, where=path, reason=reason) from reason
     if not stat.S_ISREG(mode):
+        if stat.S_ISDIR(mode):
+            why, hint = "a folder has no content of its own", "give the file's own path"
+        else:
+            why, hint = "a pipe or a device could be read for ever", "write its content to a file and give that"
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise UserError(f"the {what} is {kind}: {path}", code="unreadable", where=path, hint="give the file's own path")
+        raise UserError(f"the {what} is {kind}: {path}", code="unreadable", where=path, why=why, hint=hint)
 
 
 def spec_of_config(raw: Mapping[str, Any], *, name: str, source: str, where: str, hub_id: str | None = None) -> ModelSpec:

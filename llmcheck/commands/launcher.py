@@ -7,6 +7,7 @@ import os
 import re
 
 from llmcheck.errors import UserError
+from llmcheck.paths import trouble_with
 from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
 
@@ -66,6 +67,9 @@ def words_of(settings: TrainSettings) -> list[str]:
     return words
 
 
+_HOSTFILE_HINT = "one line a node: `worker-0 slots=8`"
+
+
 def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
     """The hosts of the hostfile. Raises UserError for what the launcher would only warn of, or stop at after minutes."""
     if path is None:
@@ -74,13 +78,14 @@ def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
     from llmcheck.probe.hostfile import MAX_BYTES, is_host_name, parse
 
     where = f"--hostfile {path}"
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
+        _, hint = trouble_with(path, otherwise=_HOSTFILE_HINT) or ("", _HOSTFILE_HINT)
         raise UserError(
             f"there is no hostfile {path}",
             code="hostfile",
             where=where,
             why="DeepSpeed only warns of that, and then trains on this node alone",
-            hint="one line a node: `worker-0 slots=8`",
+            hint=hint,
         )
     found = parse(read_bytes(path, what="hostfile", where=where, max_bytes=MAX_BYTES).decode("utf-8", "replace"))
     if found.bad:
@@ -110,5 +115,5 @@ def _needs_hostfile(num_nodes: int) -> UserError:
         f"the plan has {num_nodes} nodes, and there is no --hostfile",
         code="hostfile",
         where="--hostfile",
-        hint="one line a node: `worker-0 slots=8`; or --launcher torchrun on each node",
+        hint=f"{_HOSTFILE_HINT}; or --launcher torchrun on each node",
     )

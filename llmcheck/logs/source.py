@@ -14,8 +14,9 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from llmcheck.errors import UserError, did_you_mean
+from llmcheck.errors import UserError
 from llmcheck.logs.clean import MAX_RAW_BYTES
+from llmcheck.paths import trouble
 from llmcheck.units import GIB, MIB, human_bytes
 
 BLOCK_BYTES = MIB  # of one read: fits second-level caches, and amortises a call
@@ -115,7 +116,7 @@ class Source:
         try:
             return os.read(self._descriptor, num_bytes)
         except OSError as reason:
-            raise _cannot(self.name, reason.strerror or str(reason)) from reason
+            raise _cannot(self.name, *trouble(self.name, reason)) from reason
 
     def _lines(self, blocks: Iterator[bytes], offset: int = 0, gap_lines: int = 0) -> Iterator[Chunk]:
         splitter = LineSplitter(offset)
@@ -258,21 +259,15 @@ def check_regular(path: str) -> None:
     """Raise UserError unless `path` is a regular file or leads to one."""
     try:
         mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        try:
-            near = did_you_mean(os.path.basename(path), os.listdir(os.path.dirname(path) or "."))
-        except OSError:
-            near = ""
-        raise _cannot(path, "there is no such file", near) from None
     except (OSError, ValueError) as reason:
-        raise _cannot(path, getattr(reason, "strerror", None) or str(reason)) from reason
+        raise _cannot(path, *trouble(path, reason)) from reason
     if stat.S_ISREG(mode):
         return
     if stat.S_ISDIR(mode):
-        raise _cannot(path, "it is a directory", "name one of its files")
+        raise _cannot(path, "it is a folder", "name one of its files")
     if stat.S_ISFIFO(mode):
         raise _cannot(path, "it is a pipe", "llmcheck doctor --log - < PIPE")
-    raise _cannot(path, "it is a device or a socket, not a file")
+    raise _cannot(path, "it is a device or a socket, not a file", "write its content to a file and give that")
 
 
 def _open_regular(path: str) -> tuple[int, int]:
@@ -282,15 +277,15 @@ def _open_regular(path: str) -> tuple[int, int]:
         # Not blocking: it may have become a pipe since.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as reason:
-        raise _cannot(path, reason.strerror or str(reason)) from reason
+        raise _cannot(path, *trouble(path, reason)) from reason
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise _cannot(path, "it is not a regular file")
+        raise _cannot(path, "it is not a regular file", "write its content to a file and give that")
     return descriptor, status.st_size
 
 
-def _cannot(path: str, why: str, hint: str = "") -> UserError:
+def _cannot(path: str, why: str, hint: str) -> UserError:
     return UserError(f"cannot read {path}", code="log", where=f"--log {path}", why=why, hint=hint)
 
 

@@ -16,6 +16,7 @@ from llmcheck.rules.rule import Confidence
 FILE = "llmcheck.toml"
 BASELINE_SCHEMA = "llmcheck.baseline/1"
 _MAX_BYTES = 1 << 20
+_GUIDE = "docs/guides/gate.md shows what it may hold"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def load(path: str | None) -> Settings:
     try:
         document = toml.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as reason:
-        raise UserError("the settings file is not valid TOML", code="settings", where=path, why=str(reason)[:200]) from reason
+        raise UserError("the settings file is not valid TOML", code="settings", where=path, why=str(reason)[:200], hint=_GUIDE) from reason
     problems: list[str] = []
     if "folder" in document:  # ours, not the file's
         problems.append(f"{FILE}.folder: unknown key")
@@ -83,7 +84,7 @@ def check(settings: Settings, codes: Sequence[str], path: str) -> None:
 
 
 def _faulty(path: str, problems: Sequence[str]) -> UserError:
-    return UserError("the settings file has faults", code="settings", where=path, why=several(problems[:20]), hint="docs/guides/gate.md")
+    return UserError("the settings file has faults", code="settings", where=path, why=several(problems[:20]), hint=_GUIDE)
 
 
 def gate(

@@ -141,7 +141,7 @@ def test_a_line_too_long_is_cut_and_noted(tmp_path: Path) -> None:
 def test_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         open_log(str(tmp_path))
-    assert caught.value.why == "it is a directory"
+    assert caught.value.why == "it is a folder"
 
 
 def test_a_named_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
