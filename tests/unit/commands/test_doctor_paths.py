@@ -51,6 +51,13 @@ def test_a_missing_folder_is_named_by_its_neighbour(told: Told, option: str) -> 
     assert told(option, "fodler")["hint"] == "did you mean 'folder'?"
 
 
+@pytest.mark.parametrize("option", [*FILES, *FOLDERS, "--hostfile"])
+def test_an_empty_path_is_refused_and_not_taken_for_none(told: Told, option: str) -> None:
+    error = told(option, "")
+    assert error["error[usage]"] == f"{option} is empty"
+    assert error["hint"] == f"give the path, or leave {option} out"
+
+
 @pytest.mark.parametrize("option", [*FILES, *FOLDERS])
 @pytest.mark.parametrize("path", ["circle", "pipe", "/dev/zero", "empty/x"])
 def test_what_is_no_file_is_refused_at_once_with_a_way_out(told: Told, option: str, path: str) -> None:
