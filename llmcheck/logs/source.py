@@ -40,6 +40,12 @@ _MAGIC = (
 )
 
 
+_BLANK, _BLANKS = "holds nothing but blanks: nothing was checked in it", b" \t\r\n\v\f\0"
+# Bytes that text has no use for: C0 without NUL, bell, backspace (bars), tab to carriage return, and escape. Random bytes are 9 % of them.
+_CONTROLS = bytes([*range(1, 7), *range(14, 27), *range(28, 32)])
+MIN_BYTES_PER_CONTROL = 50
+
+
 class Chunk(NamedTuple):
     """Whole lines. `offset` counts the bytes (of the unpacked, decoded log) before them; `gap_lines` line ends were skipped just before."""
 
@@ -56,7 +62,8 @@ class Window(NamedTuple):
 
 
 class Source:
-    """An opened log. Iterate over :meth:`chunks` once; then :attr:`notes` says what was not read, or not as it is in the file."""
+    """An opened log. Iterate over :meth:`chunks` once; then :attr:`notes` says what was not read, or not as it is in the file, and
+    :attr:`unread` why nothing can be told from it."""
 
     def __init__(
         self, name: str, descriptor: int, *, owned: bool = True, size_bytes: int | None = None, window: Window | None = None
@@ -64,6 +71,7 @@ class Source:
         self.name = name
         self.size_bytes = size_bytes  # of a regular file when it was opened, packed or not
         self.notes: list[str] = []
+        self.unread = ""  # why nothing can be told from it, once it was read: it is blank, or it is no text
         self._descriptor, self._owned = descriptor, owned
         self._window = window
 
@@ -81,6 +89,15 @@ class Source:
 
     def chunks(self) -> Iterator[Chunk]:
         """The log as chunks of whole lines, in order; the last line may lack its end. Raises UserError when it cannot be read."""
+        seen = False  # more than blanks
+        for chunk in self._chunks():
+            if not seen:
+                data = chunk.data.strip(_BLANKS)
+                seen = bool(data)
+                self.unread = _BLANK if not seen else "" if is_text(data) else "is not text: is this the log?"
+            yield chunk
+
+    def _chunks(self) -> Iterator[Chunk]:
         first = self._read(min(BLOCK_BYTES, self.size_bytes or BLOCK_BYTES))
         for magic, what, command in _MAGIC:
             if first.startswith(magic):
@@ -217,6 +234,10 @@ class LineSplitter:
             self._carry = block[cut:]
         else:
             self._carry += block
+        if len(self._carry) > MAX_LINE_BYTES and self._carry.startswith(b"\0"):
+            # A log that was truncated under its writer begins with a hole: what follows the hole is a line of its own.
+            self.offset += len(self._carry) - len(line := self._carry.lstrip(b"\0"))
+            self._carry = line
         if len(self._carry) > MAX_LINE_BYTES:
             self._num_dropped = len(self._carry) - MAX_RAW_BYTES
             self._carry = self._carry[:MAX_RAW_BYTES]
@@ -240,6 +261,12 @@ def open_log(path: str, *, window: Window | None = None) -> Source:
         return Source("-", sys.stdin.fileno(), owned=False)
     descriptor, size_bytes = _open_regular(path)
     return Source(path, descriptor, size_bytes=size_bytes, window=window)
+
+
+def is_text(data: bytes) -> bool:
+    """False for what holds more control characters than logs do: weights, archives, pictures. NUL, which sparse files have, is left out."""
+    data = data[:MAX_RAW_BYTES].replace(b"\0", b"")
+    return (len(data) - len(data.translate(None, _CONTROLS))) * MIN_BYTES_PER_CONTROL <= len(data)
 
 
 def first_end(data: bytes) -> int:
