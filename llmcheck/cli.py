@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         hint = f"`{self.prog} --help` lists the options"
         match = re.match(r"argument (?P<flag>\S+): (?P<rest>.*)", message, re.DOTALL)
         if match is None:
-            raise UserError(message, code="usage", hint=hint)
+            raise UserError(message, code="usage", where=self.prog, hint=hint)
         flag, rest = match["flag"].split("/")[0], match["rest"]
         if "expected one argument" in rest:
             raise UserError(f"{flag} needs a value", code="usage", where=flag, hint=hint)

@@ -127,7 +127,8 @@ def read_baseline(path: str) -> frozenset[str]:
         )
     entries = document.get("findings") if isinstance(document, dict) and document.get("schema") == BASELINE_SCHEMA else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and isinstance(entry.get("fingerprint"), str) for entry in entries):
-        raise UserError("not a baseline of llmcheck's", code="baseline", where=path, hint="--write-baseline writes one")
+        why, hint = "it has no list of findings with fingerprints", "`llmcheck doctor ... --write-baseline FILE` writes one"
+        raise UserError("not a baseline of llmcheck's", code="baseline", where=path, why=why, hint=hint)
     return frozenset(entry["fingerprint"] for entry in entries)
 
 

@@ -65,3 +65,16 @@ def test_what_is_no_file_is_refused_at_once_with_a_way_out(told: Told, option: s
     assert path in error["where"]
     assert error["why"]
     assert error["hint"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("requirements.txt", "# nothing\n\0\n==\n[[[\n"), ("pyproject.toml", "[project]\n"), ("environment.yml", "dependencies: 3\n")],
+)
+def test_a_list_without_packages_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "--requirements", name]) == 0
+    assert f"note: {name} names no packages: nothing was checked in it" in capsys.readouterr().out
