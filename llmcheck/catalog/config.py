@@ -129,7 +129,9 @@ def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], st
     if part is not None:
         inner = part.get("model_type", TEXT_FAMILIES.get(outer or ""))
         if not isinstance(inner, str):
-            raise UserError("the text part of the model configuration names no family", code="config", where=f"{where}: model_type")
+            why, hint = "its model_type is missing", "add that of the language model, for example llama"
+            told = "the text part of the model configuration names no family"
+            raise UserError(told, code="config", where=f"{where}: model_type", why=why, hint=hint)
         # What concerns the head stands outside in some files.
         outside = {key: raw[key] for key in ("tie_word_embeddings", "vocab_size") if key in raw and key not in part}
         notes = (
@@ -280,7 +282,8 @@ def _want(key: str, value: Any, kind: str) -> str:
 
 
 def _wrong(key: str, value: Any, kind: str, where: str) -> UserError:
-    return UserError("the model configuration has a wrong field", code="config", where=where, why=_want(key, value, kind))
+    why, hint = _want(key, value, kind), "mend it, or take the config.json that the model was published with"
+    return UserError("the model configuration has a wrong field", code="config", where=where, why=why, hint=hint)
 
 
 def _shown(value: Any) -> str:

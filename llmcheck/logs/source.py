@@ -257,7 +257,7 @@ def open_log(path: str, *, window: Window | None = None) -> Source:
     if path == "-":
         if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
             hint = "for example: kubectl logs POD | llmcheck doctor --log -"
-            raise UserError("nothing is piped in", code="log", where="--log -", hint=hint)
+            raise UserError("nothing is piped in", code="log", where="--log -", why="standard input is a terminal, or closed", hint=hint)
         return Source("-", sys.stdin.fileno(), owned=False)
     descriptor, size_bytes = _open_regular(path)
     return Source(path, descriptor, size_bytes=size_bytes, window=window)

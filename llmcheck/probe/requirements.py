@@ -181,7 +181,13 @@ def _include(path: str, name: str, root: str, flag: str, indexes: list[str], see
     if real in seen:
         return []
     if depth >= _MAX_DEPTH or len(seen) >= _MAX_FILES:
-        raise UserError(f"{where}: too many files include each other", code="requirements", where=f"{flag} {path}")
+        raise UserError(
+            f"{where}: too many files include each other",
+            code="requirements",
+            where=f"{flag} {path}",
+            why=f"at most {_MAX_FILES} are read, {_MAX_DEPTH} deep",
+            hint="give the one with the pins, or what `pip freeze` prints",
+        )
     return _requirements(target, read_text(target, flag), root, flag, indexes, seen, depth + 1)
 
 
