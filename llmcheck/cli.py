@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+_PATH = re.compile(r"\b(?:FILE|DIR|FOLDER|PATH)\b")  # in what help shows for the value of an option
 _MAX_ARGUMENTS_CHARS = 2000  # of them that the block about a bug repeats; a shell's pattern can stand for thousands of files
 
 
@@ -48,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         hint = f"`{self.prog} --help` lists the options"
         match = re.match(r"argument (?P<flag>\S+): (?P<rest>.*)", message, re.DOTALL)
         if match is None:
-            raise UserError(message, code="usage", hint=hint)
+            raise UserError(message, code="usage", where=self.prog, hint=hint)
         flag, rest = match["flag"].split("/")[0], match["rest"]
         if "expected one argument" in rest:
             raise UserError(f"{flag} needs a value", code="usage", where=flag, hint=hint)
@@ -57,6 +58,7 @@ class Parser(argparse.ArgumentParser):
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
         """Like `parse_args`, but names the unknown option or argument and what was probably meant."""
         args, rest = self.parse_known_intermixed_args(argv)  # files may stand between options
+        self._refuse_empty_paths(args)
         if not rest:
             return args
         flags = [flag for action in self._actions for flag in action.option_strings]
@@ -75,6 +77,21 @@ class Parser(argparse.ArgumentParser):
             where=self.prog,
             hint=f"every value follows its option; `{self.prog} --help` lists the options",
         )
+
+    def _refuse_empty_paths(self, args: argparse.Namespace) -> None:
+        """An empty path is mostly an unset variable of a script; taken for "not given" it would check nothing and exit with 0."""
+        for action in self._actions:
+            takes_path = isinstance(action.metavar, str) and _PATH.search(action.metavar)
+            given = getattr(args, action.dest, None)
+            if takes_path and "" in (given if isinstance(given, list) else [given]):
+                flag = action.option_strings[0] if action.option_strings else ""
+                raise UserError(
+                    f"{flag or 'a path'} is empty",
+                    code="usage",
+                    where=self.prog,
+                    why="it names a file or a folder; an unset variable of the shell?",
+                    hint=f"give the path, or leave {flag} out" if flag else "name a file or a folder",
+                )
 
 
 class _HelpFormatter(argparse.HelpFormatter):

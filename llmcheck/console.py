@@ -12,6 +12,7 @@ from llmcheck.errors import UserError
 
 MAX_COLUMNS = 100  # wider lines are hard to read; the text report is laid out for this
 MIN_COLUMNS = 60
+_STDOUT_HINT = "is it closed, or its disk full? write it elsewhere: llmcheck ... > FILE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +69,15 @@ def emit(text: str, *, commands: bool = False) -> None:
     `commands`: the text is meant for a pipeline's runner; else nothing in it is left that a runner would act on.
     """
     if sys.stdout is None:
-        raise UserError("cannot write the answer: standard output is closed", code="output", where="stdout")
+        raise UserError("cannot write the answer: standard output is closed", code="output", where="stdout", hint=_STDOUT_HINT)
     try:
         _write(sys.stdout, text if commands else inert(text))
     except BrokenPipeError:
         _silence(sys.stdout)
     except OSError as reason:
         _silence(sys.stdout)
-        raise UserError(f"cannot write the answer: {reason.strerror or reason}", code="output", where="stdout") from reason
+        told = f"cannot write the answer: {reason.strerror or reason}"
+        raise UserError(told, code="output", where="stdout", hint=_STDOUT_HINT) from reason
 
 
 def complain(lines: Iterable[str]) -> None:

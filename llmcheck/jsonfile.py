@@ -8,7 +8,8 @@ import os
 import stat
 from typing import IO, Any
 
-from llmcheck.errors import UserError, did_you_mean
+from llmcheck.errors import UserError
+from llmcheck.paths import unreadable
 
 MAX_BYTES = 64 << 20  # no file that we read is near it: the largest model configurations are below 1 MiB, plan files below 2
 
@@ -77,31 +78,7 @@ def list_folder(path: str, *, what: str) -> frozenset[str]:
     try:
         return frozenset(os.listdir(path))
     except (OSError, ValueError) as reason:
-        why = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        hint = "give the folder, not a file in it" if isinstance(reason, NotADirectoryError) else _way_out(path, reason)
-        raise UserError(f"cannot read the {what}: {path}", code="no-folder", where=path, why=why, hint=hint) from reason
-
-
-def unreadable(path: str, *, what: str, where: str, reason: OSError | ValueError) -> UserError:
-    """The error for a file that could not be opened: what the system said, and what is there instead."""
-    why = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-    return UserError(f"cannot read the {what}: {path}", code="unreadable", where=where, why=why, hint=_way_out(path, reason))
-
-
-def _way_out(path: str, reason: OSError | ValueError) -> str:
-    if isinstance(reason, PermissionError):
-        return "let this user read it, or give a copy"
-    if isinstance(reason, IsADirectoryError):
-        return "that is a folder: give the file in it"
-    if not isinstance(reason, (FileNotFoundError, NotADirectoryError)):
-        return "check the path" if isinstance(reason, ValueError) else "give a copy on a disk that works"
-    folder = os.path.dirname(path) or "."
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return f"there is no folder {folder}: check the path, which is relative to the current folder unless it begins with /"
-    near = did_you_mean(os.path.basename(path), names[:10_000])
-    return near or "check the path: " + ("the current folder" if folder == "." else folder) + " has no such file"
+        raise unreadable(path, what=what, where=path, reason=reason, code="no-folder", folder=True) from reason
 
 
 def loads(data: bytes, *, what: str, where: str) -> Any:
@@ -148,7 +125,10 @@ def load_object(path: str, *, what: str, where: str = "", max_bytes: int = MAX_B
     """Like :func:`load` for a file that must hold a JSON object."""
     document = load(path, what=what, where=where, max_bytes=max_bytes)
     if not isinstance(document, dict):
-        raise UserError(f"the {what} must be a JSON object, not {kind_of(document)}", code="not-json", where=where or path)
+        why, hint = "its settings have names, between { and }", "is this the file?"
+        raise UserError(
+            f"the {what} must be a JSON object, not {kind_of(document)}", code="not-json", where=where or path, why=why, hint=hint
+        )
     return document
 
 

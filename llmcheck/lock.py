@@ -79,7 +79,11 @@ def _open(path: str) -> int:
     except OSError as reason:
         folder = os.path.dirname(path)
         raise UserError(
-            f"cannot write to {folder}", code="output", where=f"--output {folder}", why=reason.strerror or str(reason)
+            f"cannot write to {folder}",
+            code="output",
+            where=f"--output {folder}",
+            why=reason.strerror or str(reason),
+            hint="name a folder that this user may write to",
         ) from reason
 
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A longer name beats a shorter one: planner.plan holds values and so lies far below the rest of planner.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmcheck.errors", "llmcheck.units", "llmcheck.types", "llmcheck.collector"),
+    ("llmcheck.paths",),
     ("llmcheck.toml", "llmcheck.jsonfile", "llmcheck.files", "llmcheck.console", "llmcheck.cachefile"),
     ("llmcheck.progress", "llmcheck.lock"),
     ("llmcheck.planner.plan", "llmcheck.codec"),
@@ -45,8 +46,8 @@ HEAVY_SUBMODULES = {"importlib.metadata", "importlib.resources", "importlib.util
 THIRD_PARTY_AT_TOP = {("llmcheck.toml", "tomli")}
 
 TRAINER_MAY_USE = {
-    "llmcheck", "llmcheck.planfile", "llmcheck.types", "llmcheck.units", "llmcheck.errors", "llmcheck.jsonfile", "llmcheck.toml",
-    "llmcheck.console", "llmcheck.progress", "llmcheck.lock",
+    "llmcheck", "llmcheck.planfile", "llmcheck.types", "llmcheck.units", "llmcheck.errors", "llmcheck.paths", "llmcheck.jsonfile",
+    "llmcheck.toml", "llmcheck.console", "llmcheck.progress", "llmcheck.lock",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from llmcheck import jsonfile
 from llmcheck.catalog import derive
 from llmcheck.catalog.familydata import FamilyData, family_data
 from llmcheck.errors import UserError, did_you_mean
+from llmcheck.paths import unreadable
 from llmcheck.types import ModelSpec
 from llmcheck.units import human_count
 
@@ -65,10 +66,14 @@ def check_regular(path: str, what: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as reason:
-        raise jsonfile.unreadable(path, what=what, where=path, reason=reason) from reason
+        raise unreadable(path, what=what, where=path, reason=reason) from reason
     if not stat.S_ISREG(mode):
+        if stat.S_ISDIR(mode):
+            why, hint = "a folder has no content of its own", "give the file's own path"
+        else:
+            why, hint = "a pipe or a device could be read for ever", "write its content to a file and give that"
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise UserError(f"the {what} is {kind}: {path}", code="unreadable", where=path, hint="give the file's own path")
+        raise UserError(f"the {what} is {kind}: {path}", code="unreadable", where=path, why=why, hint=hint)
 
 
 def spec_of_config(raw: Mapping[str, Any], *, name: str, source: str, where: str, hub_id: str | None = None) -> ModelSpec:
@@ -124,7 +129,9 @@ def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], st
     if part is not None:
         inner = part.get("model_type", TEXT_FAMILIES.get(outer or ""))
         if not isinstance(inner, str):
-            raise UserError("the text part of the model configuration names no family", code="config", where=f"{where}: model_type")
+            why, hint = "its model_type is missing", "add that of the language model, for example llama"
+            told = "the text part of the model configuration names no family"
+            raise UserError(told, code="config", where=f"{where}: model_type", why=why, hint=hint)
         # What concerns the head stands outside in some files.
         outside = {key: raw[key] for key in ("tie_word_embeddings", "vocab_size") if key in raw and key not in part}
         notes = (
@@ -275,7 +282,8 @@ def _want(key: str, value: Any, kind: str) -> str:
 
 
 def _wrong(key: str, value: Any, kind: str, where: str) -> UserError:
-    return UserError("the model configuration has a wrong field", code="config", where=where, why=_want(key, value, kind))
+    why, hint = _want(key, value, kind), "mend it, or take the config.json that the model was published with"
+    return UserError("the model configuration has a wrong field", code="config", where=where, why=why, hint=hint)
 
 
 def _shown(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from llmcheck import jsonfile
 from llmcheck.catalog.config import check_regular
 from llmcheck.errors import UserError
+from llmcheck.paths import unreadable
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit (safetensors: MAX_HEADER_SIZE)
 MAX_SHARDS = 10_000
@@ -81,9 +82,7 @@ def read_header(path: str) -> dict[str, tuple[str, tuple[int, ...]]]:
                 raise _damaged(path, why)
             data = file.read(length)
     except OSError as reason:
-        raise UserError(
-            f"cannot read the weights file: {path}", code="unreadable", where=path, why=reason.strerror or str(reason)
-        ) from reason
+        raise unreadable(path, what="weights file", where=path, reason=reason) from reason
     header = jsonfile.loads(data, what="header of the weights file", where=path)
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a JSON object")

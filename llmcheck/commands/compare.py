@@ -45,7 +45,11 @@ def run(args: argparse.Namespace) -> int:
     rows, notes = compare(plan_file.plan, receipt)
     if not rows:
         raise CouldNotCheckError(
-            "the run measured nothing that the plan predicts", code="nothing-measured", where=args.run, why="; ".join(notes)
+            "the run measured nothing that the plan predicts",
+            code="nothing-measured",
+            where=args.run,
+            why="; ".join(notes),
+            hint="run it on GPUs, as it was planned, for more than its first steps",
         )
     inside = all(row.within is not False for row in rows)
     emit(_json(rows, notes, inside) if args.format == "json" else _text(rows, notes, inside))
@@ -55,14 +59,19 @@ def run(args: argparse.Namespace) -> int:
 def _check(plan_file: planfile.PlanFile, receipt: Mapping[str, Any], args: argparse.Namespace) -> None:
     if receipt.get("schema") != RUN_SCHEMA:
         raise UserError(
-            f"{args.run} is not a run receipt", code="run-schema", where=args.run, why=f"its schema is {receipt.get('schema')!r}"
+            f"{args.run} is not a run receipt",
+            code="run-schema",
+            where=args.run,
+            why=f"its schema is {str(receipt.get('schema'))[:60]!r}, and a receipt's is {RUN_SCHEMA!r}",
+            hint="give the run.json of the folder that `llmcheck train --output` wrote to",
         )
     if receipt.get("plan_digest") != plan_file.digest:
         raise UserError(
             "the run is of another plan",
             code="other-plan",
             where=f"{args.plan}, {args.run}",
-            why=f"the plan's digest is {plan_file.digest}, the run's {receipt.get('plan_digest')!r}",
+            why=f"the plan's digest is {plan_file.digest}, the run's {str(receipt.get('plan_digest'))[:80]!r}",
+            hint="give the plan file that the run was started with",
         )
 
 
@@ -72,7 +81,8 @@ def compare(plan: Plan, receipt: Mapping[str, Any]) -> tuple[list[Row], list[str
         ranks = [dict(rank) for rank in receipt["ranks"]]
         return _compare(plan, ranks, bool(receipt["plan_edited"]))
     except (KeyError, TypeError, ValueError, IndexError) as reason:
-        raise UserError("the run receipt is damaged", code="run-invalid", why=f"{type(reason).__name__}: {reason}") from reason
+        why, hint = f"{type(reason).__name__}: {str(reason)[:200]}", "copy it again from the folder of the run"
+        raise UserError("the run receipt is damaged", code="run-invalid", where="RUN", why=why, hint=hint) from reason
 
 
 def _compare(plan: Plan, ranks: list[dict[str, Any]], edited: bool) -> tuple[list[Row], list[str]]:

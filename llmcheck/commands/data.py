@@ -137,7 +137,8 @@ def _date(text: str) -> str:
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError as reason:
-        raise UserError(f"--date needs YYYY-MM-DD, not {text[:60]!r}", code="usage", where="--date") from reason
+        told, hint = f"--date needs YYYY-MM-DD, not {text[:60]!r}", "for example --date 2026-01-31"
+        raise UserError(told, code="usage", where="--date", why="chat templates are given a day", hint=hint) from reason
 
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from llmcheck.rules.rule import Example, Pack, Rule
 SCHEMA = "llmcheck.explanation/1"
 _PLAN_FINDINGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "plan_findings.toml")
 _MAX_EXAMPLE_LINES = 12
+_MAX_WANTED_CHARS = 80  # of what was asked for, that an error repeats
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,12 +61,22 @@ def _find(wanted: str, folders: list[str]) -> dict[str, Any]:
     rules = [rule for pack in packs for rule in pack.rules]
     pool = [entry["code"] for entry in own] + [name for rule in rules for name in (rule.code, rule.name)]
     raise UserError(
-        f"no finding {wanted!r}",
+        f"no finding {wanted[:_MAX_WANTED_CHARS]!r}",
         code="unknown-code",
         where="llmcheck explain",
         why="a code is a prefix and three digits (LCV012), a name is in kebab-case",
-        hint=did_you_mean(key.upper(), pool) or did_you_mean(key.lower(), pool) or "`llmcheck rules list` shows all",
+        hint=_near(key[:_MAX_WANTED_CHARS], pool, [rule.code for rule in rules]),
     )
+
+
+def _near(key: str, pool: list[str], codes: list[str]) -> str:
+    """What `key` was probably meant to be: a code whose zeros were left out, rules' `codes` that begin so, a name that resembles it."""
+    parts = re.fullmatch(r"([A-Z]{2,8})[ _-]?0*(\d{1,4})", key.upper())
+    if parts is not None and (code := f"{parts[1]}{int(parts[2]):03d}") in pool:
+        return f"did you mean {code!r}?"
+    if key and any(code.startswith(key.upper()) for code in codes):
+        return f"`llmcheck rules list --select {key.upper()}` lists those that begin so"
+    return did_you_mean(key.upper(), pool) or did_you_mean(key.lower(), pool) or "`llmcheck rules list` shows all"
 
 
 def _of_plan(entry: dict[str, Any]) -> dict[str, Any]:

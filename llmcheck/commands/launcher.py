@@ -7,6 +7,7 @@ import os
 import re
 
 from llmcheck.errors import UserError
+from llmcheck.paths import trouble_with
 from llmcheck.planfile import PlanFile
 from llmcheck.types import TrainSettings
 
@@ -66,6 +67,9 @@ def words_of(settings: TrainSettings) -> list[str]:
     return words
 
 
+_HOSTFILE_HINT = "one line a node: `worker-0 slots=8`"
+
+
 def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
     """The hosts of the hostfile. Raises UserError for what the launcher would only warn of, or stop at after minutes."""
     if path is None:
@@ -74,33 +78,45 @@ def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
     from llmcheck.probe.hostfile import MAX_BYTES, is_host_name, parse
 
     where = f"--hostfile {path}"
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
+        _, hint = trouble_with(path, otherwise=_HOSTFILE_HINT) or ("", _HOSTFILE_HINT)
         raise UserError(
             f"there is no hostfile {path}",
             code="hostfile",
             where=where,
             why="DeepSpeed only warns of that, and then trains on this node alone",
-            hint="one line a node: `worker-0 slots=8`",
+            hint=hint,
         )
     found = parse(read_bytes(path, what="hostfile", where=where, max_bytes=MAX_BYTES).decode("utf-8", "replace"))
     if found.bad:
-        raise UserError(f"line {found.bad[0][0]} of {path} is not `host slots=N`", code="hostfile", where=where, why=found.bad[0][1])
+        number, why = found.bad[0]
+        raise UserError(f"line {number} of {path} is not `host slots=N`", code="hostfile", where=where, why=why, hint=_HOSTFILE_HINT)
     if found.duplicates:
-        raise UserError(f"{path} names {found.duplicates[0]} twice", code="hostfile", where=where, why="DeepSpeed stops at that")
+        told, hint = f"{path} names {found.duplicates[0]} twice", "keep one line, with all slots of the node"
+        raise UserError(told, code="hostfile", where=where, why="DeepSpeed stops at that", hint=hint)
     strange = next((host for host in found.slots if not is_host_name(host)), None)
     if strange is not None:
         why = "shells and ssh are handed it as it is, and could take it for something else"
         where = f"{where}, line {found.lines[strange]}"
-        raise UserError(f"{strange[:60]!r} cannot be the name of a host", code="hostfile", where=where, why=why)
+        hint = "letters, digits, points and hyphens"
+        raise UserError(f"{strange[:60]!r} cannot be the name of a host", code="hostfile", where=where, why=why, hint=hint)
     if len(found.slots) < num_nodes:
         raise UserError(
-            f"{path} has {len(found.slots)} hosts, the plan has {num_nodes} nodes", code="hostfile", where=where, hint="plan with --nodes"
+            f"{path} has {len(found.slots)} hosts, the plan has {num_nodes} nodes",
+            code="hostfile",
+            where=where,
+            why="every node of the plan needs a host",
+            hint=f"add the others, or plan with --nodes {len(found.slots)}",
         )
     hosts = list(found.slots)[:num_nodes]
     small = [host for host in hosts if found.slots[host] < gpus_per_node]
     if small:
         raise UserError(
-            f"{small[0]} has {found.slots[small[0]]} slots, the plan wants {gpus_per_node} GPUs on each node", code="hostfile", where=where
+            f"{small[0]} has {found.slots[small[0]]} slots, the plan wants {gpus_per_node} GPUs on each node",
+            code="hostfile",
+            where=where,
+            why="a slot is a GPU that the launcher may use",
+            hint=f"{small[0]} slots={gpus_per_node}, if it has as many; else plan with fewer --gpus",
         )
     return hosts
 
@@ -110,5 +126,5 @@ def _needs_hostfile(num_nodes: int) -> UserError:
         f"the plan has {num_nodes} nodes, and there is no --hostfile",
         code="hostfile",
         where="--hostfile",
-        hint="one line a node: `worker-0 slots=8`; or --launcher torchrun on each node",
+        hint=f"{_HOSTFILE_HINT}; or --launcher torchrun on each node",
     )

@@ -71,7 +71,8 @@ def exit_code(plan: Plan, solved: SolveResult | None, fail_on: str) -> int:
 def _timeline_path(text: str) -> str:
     if text.lower().endswith((".svg", ".png")):
         return text
-    raise UserError(f"--timeline cannot write {text!r}", code="usage", where="--timeline", why="the name must end in .svg or .png")
+    why, hint = "the name must end in .svg or .png", "for example --timeline memory.svg"
+    raise UserError(f"--timeline cannot write {text!r}", code="usage", where="--timeline", why=why, hint=hint)
 
 
 def _check_places(args: argparse.Namespace) -> None:

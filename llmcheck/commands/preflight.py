@@ -46,7 +46,8 @@ def allowances(words: Iterable[str]) -> tuple[Allowed, ...]:
             if equals and not reason.strip():
                 raise _no_reason(each)
             if not reason.isprintable():
-                raise UserError(f"the reason of --allow {each} has characters that cannot be printed", code="usage", where="--allow")
+                told, hint = f"the reason of --allow {each} has characters that cannot be printed", "write it in one line of plain text"
+                raise UserError(told, code="usage", where="--allow", why="it is kept in run.json and shown", hint=hint)
             _check(known, each, reasoned=bool(equals))
             found[known] = Allowed(code=known, reason=reason.strip())
     return tuple(found.values())

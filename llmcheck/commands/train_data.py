@@ -13,7 +13,7 @@ from typing import Any
 from llmcheck import lock
 from llmcheck.commands import data as preparing
 from llmcheck.errors import UserError
-from llmcheck.jsonfile import unreadable
+from llmcheck.paths import unreadable
 from llmcheck.planner.plan import Plan
 
 MANIFEST = "manifest.json"

@@ -116,7 +116,11 @@ def _check_range(flag: str, value: float, low: float, high: float, unit: str, wh
     if low <= value <= high:
         return
     raise UserError(
-        f"{flag} {value} is out of range", code="range", where=flag, why=why or f"it takes {_plain(low)} to {_plain(high)} {unit}"
+        f"{flag} {value} is out of range",
+        code="range",
+        where=flag,
+        why=why or f"it takes {_plain(low)} to {_plain(high)} {unit}",
+        hint=f"give {_plain(low)} to {_plain(high)}" if why else "give one in that range",
     )
 
 

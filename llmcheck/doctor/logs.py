@@ -19,6 +19,8 @@ from llmcheck.rules.engine import MAX_VALUE_CHARS, current_confidence, fill
 from llmcheck.rules.facts import Location
 from llmcheck.rules.rule import Pack, Rule
 
+_EMPTY = "is empty: nothing was checked in it"
+
 
 def add_logs(report: Report, paths: Sequence[str], packs: Sequence[Pack], gate: Gate, today: date, *, window: Window | None) -> Report:
     """`report` with what the logs of one run (one file, or one for each rank) hold. Raises UserError for a log that cannot be read."""
@@ -35,8 +37,10 @@ def with_logs(report: Report, results: Sequence[ScanResult], packs: Sequence[Pac
     diagnosis = diagnose(results)
     pack_of = {rule.code: pack.id for pack in packs for rule in pack.rules}
     findings = list(findings_of(diagnosis, pack_of, today))
-    empty = [result for result in results if result.num_lines == 0]
-    checks = _checks(_rules(packs, gate), findings, pack_of, unread="the log is empty" if len(empty) == len(results) else "")
+    unread = [(result, why) for result in results if (why := result.unread if result.num_lines else _EMPTY)]
+    checks = _checks(
+        _rules(packs, gate), findings, pack_of, unread=f"the log {unread[0][1].partition(':')[0]}" if len(unread) == len(results) else ""
+    )
     used = {check.pack for check in checks}
     exception = [_exception(diagnosis.exception)] if diagnosis.exception is not None else []
     return replace(
@@ -45,7 +49,7 @@ def with_logs(report: Report, results: Sequence[ScanResult], packs: Sequence[Pac
         checks=(*checks, *report.checks),
         packs=tuple(dict.fromkeys((*stamps(packs, used), *report.packs))),
         subjects=(*(_title(result) for result in results), *report.subjects),
-        notes=(*(f"{_name(result)} is empty: nothing was checked in it" for result in empty), *diagnosis.notes, *report.notes),
+        notes=(*(f"{_name(result)} {why}" for result, why in unread), *diagnosis.notes, *report.notes),
         exceptions=(*report.exceptions, *exception),
     )
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from llmcheck import jsonfile
 from llmcheck.doctor.subjects import Request
-from llmcheck.errors import UserError, did_you_mean
+from llmcheck.errors import UserError
+from llmcheck.paths import trouble_with, unreadable
 
-_MAX_NAMES = 5_000  # of a folder, that a missing name is compared with
 _MAX_HEAD_BYTES = 1 << 20  # of a JSON file that is looked into; plan files and DeepSpeed configurations are smaller
 
 _NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -65,7 +65,7 @@ def kinds_of(path: str) -> list[str]:
         ]
         return kinds or _unknown(path, "the folder holds neither a tokenizer nor a config.json")
     if not os.path.exists(path):
-        why, hint = _missing(path)
+        why, hint = trouble_with(path) or ("it was removed meanwhile", "try again")
         raise UserError(f"no such file or folder: {path}", code="unreadable", where=path, why=why, hint=hint)
     name = os.path.basename(path)
     if name.endswith(".json"):
@@ -84,7 +84,7 @@ def _json_kind(path: str) -> str:
             return "data"
         document = json.loads(head.decode("utf-8-sig"))
     except OSError as reason:
-        raise UserError(f"cannot read {path}", code="unreadable", where=path, why=reason.strerror or str(reason)) from reason
+        raise unreadable(path, what="file", where=path, reason=reason) from reason
     except (ValueError, RecursionError):
         return _unknown(path, "it is no JSON document of at most 1 MiB")[0]
     if isinstance(document, list):
@@ -124,18 +124,3 @@ def _looks_like_rows(head: bytes) -> bool:
 def _unknown(path: str, why: str) -> list[str]:
     hint = "say what it is: --log, --ds-config, --data, --tokenizer, --requirements …"
     raise UserError(f"cannot tell what {path} is", code="unrecognised", where=path, why=why, hint=hint)
-
-
-def _missing(path: str) -> tuple[str, str]:
-    """Why `path` does not exist (the first part of it that is missing, or where a link leads), and what to do next."""
-    if os.path.islink(path):
-        return f"it is a link to {os.readlink(path)}, which leads nowhere", "name what is meant, or mend the link"
-    parent, name = os.path.split(os.path.abspath(path))
-    while not os.path.isdir(parent) and parent != os.path.dirname(parent):
-        parent, name = os.path.split(parent)
-    try:
-        near = did_you_mean(name, sorted(os.listdir(parent))[:_MAX_NAMES])
-    except (OSError, ValueError):
-        near = ""
-    hint = near or ("check the spelling" if os.path.isabs(path) else f"paths count from the folder that llmcheck runs in, {os.getcwd()}")
-    return f"{parent} holds nothing called {name}", hint

@@ -74,7 +74,10 @@ def _environment(request: Request, result: Gathered) -> None:
         from llmcheck.probe import requirements
 
         flag = "--requirements" if request.requirements is not None else "--lock"
-        _add(result, requirements.facts(pinned, flag), pinned)
+        named = requirements.facts(pinned, flag)
+        _add(result, named, pinned)
+        if not any(name.startswith("pkg.") for name in (*named.known, *named.unreadable)):
+            result.notes.append(f"{pinned} names no packages: nothing was checked in it")
     if request.environment or request.python is not None or (pinned is None and "packages" not in result.facts.subjects):
         from llmcheck.probe import environment
 

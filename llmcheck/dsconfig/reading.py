@@ -33,10 +33,15 @@ def parse(data: bytes, *, where: str = WHAT) -> dict[str, Any]:
         document = _parse_leniently(data, where, error)
     if not isinstance(document, dict):
         raise UserError(
-            f"the {WHAT} must be a JSON object, not {jsonfile.kind_of(document)}", code="not-json", where=where, hint="it begins with {"
+            f"the {WHAT} must be a JSON object, not {jsonfile.kind_of(document)}",
+            code="not-json",
+            where=where,
+            why="settings have names",
+            hint="it begins with {",
         )
     if _depth(document) > MAX_DEPTH:
-        raise UserError(f"the {WHAT} is nested too deeply", code="not-json", where=where, why=f"more than {MAX_DEPTH} levels")
+        why, hint = f"it has more than {MAX_DEPTH} levels", "is this the file?"
+        raise UserError(f"the {WHAT} is nested too deeply", code="not-json", where=where, why=why, hint=hint)
     return document
 
 

@@ -17,6 +17,7 @@ from llmcheck.errors import UserError
 from llmcheck.logs.match import Group, ScanResult, TracebackGroup
 from llmcheck.logs.scan import Scanner, Signatures
 from llmcheck.logs.source import BLOCK_BYTES, Chunk, LineSplitter, check_regular, encoding_of
+from llmcheck.paths import trouble
 
 POLL_S = 1.0
 SETTLE_S = 5.0  # without growth before a window of several lines is judged by what is there
@@ -118,12 +119,12 @@ class Follower:
         try:
             return os.read(self._descriptor, BLOCK_BYTES)
         except OSError as reason:
-            raise _cannot(self.path, reason.strerror or str(reason)) from reason
+            raise _cannot(self.path, *trouble(self.path, reason)) from reason
 
     def _check(self, first: bytes) -> None:
         codec = "gzip" if first.startswith(b"\x1f\x8b") else encoding_of(first)
         if codec:
-            raise _cannot(self.path, f"it is {codec}, and only plain text can be followed")
+            raise _cannot(self.path, f"it is {codec}, and only plain text can be followed", "read it without --follow")
 
     def _reopened(self) -> str:
         """After the last byte: end this log and open the next where the file was truncated or replaced; says which."""
@@ -151,7 +152,7 @@ def _open(path: str) -> tuple[int, bool]:
     """A descriptor, and whether it is a file that may grow (a pipe ends)."""
     if path == "-":
         if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-            raise _cannot(path, "nothing is piped in")
+            raise _cannot(path, "nothing is piped in", "for example: kubectl logs -f POD | llmcheck doctor --follow --log -")
         return sys.stdin.fileno(), False
     try:
         is_pipe = stat.S_ISFIFO(os.stat(path).st_mode)
@@ -162,9 +163,9 @@ def _open(path: str) -> tuple[int, bool]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as reason:
-        raise _cannot(path, reason.strerror or str(reason)) from reason
+        raise _cannot(path, *trouble(path, reason)) from reason
     return descriptor, not is_pipe
 
 
-def _cannot(path: str, why: str) -> UserError:
-    return UserError(f"cannot follow {path}", code="log", where=f"--log {path}", why=why)
+def _cannot(path: str, why: str, hint: str) -> UserError:
+    return UserError(f"cannot follow {path}", code="log", where=f"--log {path}", why=why, hint=hint)

@@ -90,13 +90,17 @@ class Undecided:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanResult:
-    """What one log holds. `notes` says what was not read; `tracebacks` are in order of their first line, as `groups` are."""
+    """What one log holds. `notes` says what was not read, `unread` why nothing can be told from it.
+
+    `tracebacks` are in order of their first line, as `groups` are.
+    """
 
     source: str
     groups: tuple[Group, ...] = ()
     tracebacks: tuple[TracebackGroup, ...] = ()
     undecided: tuple[Undecided, ...] = ()
     notes: tuple[str, ...] = ()
+    unread: str = ""
     num_lines: int = 0
     num_bytes: int = 0
     engine: str = ""

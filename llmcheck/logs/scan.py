@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmcheck.logs.clean import MAX_RAW_BYTES, Clean
 from llmcheck.logs.contexts import Above, Below, Confirm, History
@@ -483,7 +483,7 @@ def scan(source: Source, signatures: Signatures, *, limits: Limits | None = None
         scanner.feed(chunk)
         if watch is not None:
             watch(len(chunk.data))
-    return scanner.finish(source.notes)
+    return replace(scanner.finish(source.notes), unread=source.unread)
 
 
 def scan_text(text: str, signatures: Signatures, name: str = "-") -> ScanResult:

@@ -14,8 +14,9 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from llmcheck.errors import UserError, did_you_mean
+from llmcheck.errors import UserError
 from llmcheck.logs.clean import MAX_RAW_BYTES
+from llmcheck.paths import trouble
 from llmcheck.units import GIB, MIB, human_bytes
 
 BLOCK_BYTES = MIB  # of one read: fits second-level caches, and amortises a call
@@ -39,6 +40,12 @@ _MAGIC = (
 )
 
 
+_BLANK, _BLANKS = "holds nothing but blanks: nothing was checked in it", b" \t\r\n\v\f\0"
+# Bytes that text has no use for: C0 without NUL, bell, backspace (bars), tab to carriage return, and escape. Random bytes are 9 % of them.
+_CONTROLS = bytes([*range(1, 7), *range(14, 27), *range(28, 32)])
+MIN_BYTES_PER_CONTROL = 50
+
+
 class Chunk(NamedTuple):
     """Whole lines. `offset` counts the bytes (of the unpacked, decoded log) before them; `gap_lines` line ends were skipped just before."""
 
@@ -55,7 +62,8 @@ class Window(NamedTuple):
 
 
 class Source:
-    """An opened log. Iterate over :meth:`chunks` once; then :attr:`notes` says what was not read, or not as it is in the file."""
+    """An opened log. Iterate over :meth:`chunks` once; then :attr:`notes` says what was not read, or not as it is in the file, and
+    :attr:`unread` why nothing can be told from it."""
 
     def __init__(
         self, name: str, descriptor: int, *, owned: bool = True, size_bytes: int | None = None, window: Window | None = None
@@ -63,6 +71,7 @@ class Source:
         self.name = name
         self.size_bytes = size_bytes  # of a regular file when it was opened, packed or not
         self.notes: list[str] = []
+        self.unread = ""  # why nothing can be told from it, once it was read: it is blank, or it is no text
         self._descriptor, self._owned = descriptor, owned
         self._window = window
 
@@ -80,6 +89,15 @@ class Source:
 
     def chunks(self) -> Iterator[Chunk]:
         """The log as chunks of whole lines, in order; the last line may lack its end. Raises UserError when it cannot be read."""
+        seen = False  # more than blanks
+        for chunk in self._chunks():
+            if not seen:
+                data = chunk.data.strip(_BLANKS)
+                seen = bool(data)
+                self.unread = _BLANK if not seen else "" if is_text(data) else "is not text: is this the log?"
+            yield chunk
+
+    def _chunks(self) -> Iterator[Chunk]:
         first = self._read(min(BLOCK_BYTES, self.size_bytes or BLOCK_BYTES))
         for magic, what, command in _MAGIC:
             if first.startswith(magic):
@@ -115,7 +133,7 @@ class Source:
         try:
             return os.read(self._descriptor, num_bytes)
         except OSError as reason:
-            raise _cannot(self.name, reason.strerror or str(reason)) from reason
+            raise _cannot(self.name, *trouble(self.name, reason)) from reason
 
     def _lines(self, blocks: Iterator[bytes], offset: int = 0, gap_lines: int = 0) -> Iterator[Chunk]:
         splitter = LineSplitter(offset)
@@ -216,6 +234,10 @@ class LineSplitter:
             self._carry = block[cut:]
         else:
             self._carry += block
+        if len(self._carry) > MAX_LINE_BYTES and self._carry.startswith(b"\0"):
+            # A log that was truncated under its writer begins with a hole: what follows the hole is a line of its own.
+            self.offset += len(self._carry) - len(line := self._carry.lstrip(b"\0"))
+            self._carry = line
         if len(self._carry) > MAX_LINE_BYTES:
             self._num_dropped = len(self._carry) - MAX_RAW_BYTES
             self._carry = self._carry[:MAX_RAW_BYTES]
@@ -235,10 +257,16 @@ def open_log(path: str, *, window: Window | None = None) -> Source:
     if path == "-":
         if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
             hint = "for example: kubectl logs POD | llmcheck doctor --log -"
-            raise UserError("nothing is piped in", code="log", where="--log -", hint=hint)
+            raise UserError("nothing is piped in", code="log", where="--log -", why="standard input is a terminal, or closed", hint=hint)
         return Source("-", sys.stdin.fileno(), owned=False)
     descriptor, size_bytes = _open_regular(path)
     return Source(path, descriptor, size_bytes=size_bytes, window=window)
+
+
+def is_text(data: bytes) -> bool:
+    """False for what holds more control characters than logs do: weights, archives, pictures. NUL, which sparse files have, is left out."""
+    data = data[:MAX_RAW_BYTES].replace(b"\0", b"")
+    return (len(data) - len(data.translate(None, _CONTROLS))) * MIN_BYTES_PER_CONTROL <= len(data)
 
 
 def first_end(data: bytes) -> int:
@@ -258,21 +286,15 @@ def check_regular(path: str) -> None:
     """Raise UserError unless `path` is a regular file or leads to one."""
     try:
         mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        try:
-            near = did_you_mean(os.path.basename(path), os.listdir(os.path.dirname(path) or "."))
-        except OSError:
-            near = ""
-        raise _cannot(path, "there is no such file", near) from None
     except (OSError, ValueError) as reason:
-        raise _cannot(path, getattr(reason, "strerror", None) or str(reason)) from reason
+        raise _cannot(path, *trouble(path, reason)) from reason
     if stat.S_ISREG(mode):
         return
     if stat.S_ISDIR(mode):
-        raise _cannot(path, "it is a directory", "name one of its files")
+        raise _cannot(path, "it is a folder", "name one of its files")
     if stat.S_ISFIFO(mode):
         raise _cannot(path, "it is a pipe", "llmcheck doctor --log - < PIPE")
-    raise _cannot(path, "it is a device or a socket, not a file")
+    raise _cannot(path, "it is a device or a socket, not a file", "write its content to a file and give that")
 
 
 def _open_regular(path: str) -> tuple[int, int]:
@@ -282,15 +304,15 @@ def _open_regular(path: str) -> tuple[int, int]:
         # Not blocking: it may have become a pipe since.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as reason:
-        raise _cannot(path, reason.strerror or str(reason)) from reason
+        raise _cannot(path, *trouble(path, reason)) from reason
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise _cannot(path, "it is not a regular file")
+        raise _cannot(path, "it is not a regular file", "write its content to a file and give that")
     return descriptor, status.st_size
 
 
-def _cannot(path: str, why: str, hint: str = "") -> UserError:
+def _cannot(path: str, why: str, hint: str) -> UserError:
     return UserError(f"cannot read {path}", code="log", where=f"--log {path}", why=why, hint=hint)
 
 

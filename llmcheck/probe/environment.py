@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from llmcheck.errors import UserError
+from llmcheck.paths import trouble_with
 from llmcheck.probe.collect import DEADLINE_S, CommandError, run_command
 from llmcheck.rules.facts import ABSENT, Facts, Location
 
@@ -62,10 +63,11 @@ def _interpreter(python: str) -> str:
     for path in candidates:
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return os.path.abspath(path)
+    missing = None if os.path.exists(python) else trouble_with(python, otherwise=_PYTHON_HINT)
+    why, hint = missing or ("it is not a program", _PYTHON_HINT)
     raise UserError(
         f"no Python interpreter at {python}", code="python", where=f"--python {python}",
-        why="it is not a program" if os.path.exists(python) else "there is no such file",
-        hint=_PYTHON_HINT,
+        why=why, hint=hint,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ class Hostfile:
 def parse(text: str) -> Hostfile:
     """Read a hostfile; entries that the launcher would stop at are listed, not raised."""
     result = Hostfile()
+    duplicates: set[str] = set()
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
         if not line or line.startswith("#"):
@@ -43,7 +44,9 @@ def parse(text: str) -> Hostfile:
             continue
         host, rest = match[1], line[match.end() :].strip()
         if host in result.slots:
-            result.duplicates.append(host)
+            if host not in duplicates:
+                duplicates.add(host)
+                result.duplicates.append(host)
             continue
         result.slots[host], result.lines[host] = int(match[2]), number
         if rest and not rest.startswith("#"):

@@ -66,7 +66,9 @@ def read(path: str) -> tuple[Facts, Launch]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as reason:
-        raise UserError(f"the {WHAT} is not UTF-8 text", code="not-text", where=path, why=f"byte {reason.start} is none") from reason
+        raise UserError(
+            f"the {WHAT} is not UTF-8 text", code="not-text", where=path, why=f"byte {reason.start} is none", hint="save it as UTF-8"
+        ) from reason
     script = parse(text)
     launches = [launch for command in script.commands if (launch := _launch(command)) is not None]
     if not launches:

@@ -26,9 +26,8 @@ def packages(path: str, text: str, flag: str, indexes: list[str]) -> list[Entry]
     starts, heads = package_heads(text)
     try:
         tables = toml.loads("\n".join(heads)).get("package", []) if heads else []
-    except ValueError as reason:
-        what = f"{path} is not a lock file that we can read"
-        raise UserError(what, code="requirements", where=f"{flag} {path}", why=str(reason)) from reason
+    except (ValueError, RecursionError) as reason:
+        raise _not_a(path, flag, "a lock file that we can read", str(reason)[:200], "lock again with the tool that wrote it") from reason
     entries: list[Entry] = []
     for number, table in zip(starts, tables, strict=False):
         entry = _locked(path, number, table, indexes)
@@ -36,7 +35,11 @@ def packages(path: str, text: str, flag: str, indexes: list[str]) -> list[Entry]
             entries.append(entry)
     if not entries:
         raise UserError(
-            f"{path} names no packages", code="requirements", where=f"{flag} {path}", hint="is it a lock file of uv, Poetry, PDM or pip?"
+            f"{path} names no packages",
+            code="requirements",
+            where=f"{flag} {path}",
+            why="it has no [[package]] and no [[packages]] with a name",
+            hint="is it a lock file of uv, Poetry, PDM or pip?",
         )
     return entries
 
@@ -95,17 +98,21 @@ def pipfile(path: str, text: str, flag: str, indexes: list[str]) -> list[Entry]:
     """Pipfile.lock: JSON with ``default`` and ``develop``; only what a run needs counts."""
     _no_conflict(path, text, flag)
     try:
-        document = json.loads(text)
-        default = document["default"]
-        pins = {str(name): value for name, value in default.items() if isinstance(value, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as reason:
-        raise UserError(f"{path} is not a Pipfile.lock", code="requirements", where=f"{flag} {path}", why=str(reason)[:200]) from reason
+        document = _table(json.loads(text))
+    except (ValueError, RecursionError) as reason:
+        raise _not_a(path, flag, "a Pipfile.lock", "it is not JSON", "`pipenv lock` writes it") from reason
+    default = document.get("default")
+    if not isinstance(default, dict):
+        raise _not_a(path, flag, "a Pipfile.lock", "it has no table of packages called default", "`pipenv lock` writes it")
+    pins = {str(name): value for name, value in default.items() if isinstance(value, dict)}
     places: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         match = re.match(r'\s*"([^"]+)"\s*:\s*\{', line)
         if match is not None:
             places.setdefault(match[1], number)
-    indexes += [str(source.get("url"))[:200] for source in document.get("_meta", {}).get("sources", [])[1:] if isinstance(source, dict)]
+    indexes += [
+        str(source.get("url"))[:200] for source in _list(_table(document.get("_meta")).get("sources"))[1:] if isinstance(source, dict)
+    ]
     entries: list[Entry] = []
     for name, value in pins.items():
         if marker_holds(str(value["markers"])) if "markers" in value else True:
@@ -122,18 +129,16 @@ def pyproject(path: str, text: str, flag: str, indexes: list[str]) -> list[Entry
     _no_conflict(path, text, flag)
     try:
         document = toml.loads(text)
-    except ValueError as reason:
-        raise UserError(f"{path} is not TOML", code="requirements", where=f"{flag} {path}", why=str(reason)) from reason
+    except (ValueError, RecursionError) as reason:
+        raise _not_a(path, flag, "TOML", str(reason)[:200], "mend that line") from reason
     lines = text.splitlines()
     entries: list[Entry] = []
-    listed = document.get("project", {}).get("dependencies", [])
-    for item in listed if isinstance(listed, list) else []:
+    for item in _list(_table(document.get("project")).get("dependencies")):
         if isinstance(item, str):
             number = next((number for number, line in enumerate(lines, 1) if item in line), None)
             entries += requirement(item, Location(uri=path, line=number))
-    tool = document.get("tool", {})
-    poetry = tool.get("poetry", {}).get("dependencies", {}) if isinstance(tool, dict) else {}
-    for name, value in poetry.items() if isinstance(poetry, dict) else ():
+    tool = _table(document.get("tool"))
+    for name, value in _table(_table(tool.get("poetry")).get("dependencies")).items():
         wanted = value.get("version", "") if isinstance(value, dict) else value
         if name == "python" or not isinstance(wanted, str):
             continue
@@ -142,8 +147,7 @@ def pyproject(path: str, text: str, flag: str, indexes: list[str]) -> list[Entry
         number = next((number for number, line in enumerate(lines, 1) if re.match(rf"\s*[\"']?{re.escape(name)}[\"']?\s*=", line)), None)
         location = Location(uri=path, line=number)
         entries.append(Entry(name=normalised(name), version=exact[1] if exact else None, location=location, why=wanted or "any version"))
-    uv = tool.get("uv", {}) if isinstance(tool, dict) else {}
-    for index in uv.get("index", []) if isinstance(uv, dict) else []:
+    for index in _list(_table(tool.get("uv")).get("index")):
         if isinstance(index, dict) and isinstance(index.get("url"), str):
             indexes.append(index["url"][:200])
     return entries
@@ -183,7 +187,11 @@ def conda(path: str, text: str, flag: str, indexes: list[str]) -> list[Entry]:
             entries += _conda_entry(value, location)
     if not seen:
         raise UserError(
-            f"{path} has no list of dependencies", code="requirements", where=f"{flag} {path}", hint="is it a conda environment file?"
+            f"{path} has no list of dependencies",
+            code="requirements",
+            where=f"{flag} {path}",
+            why="no line of it begins with dependencies:",
+            hint="is it a conda environment file?",
         )
     return entries
 
@@ -201,9 +209,24 @@ def _conda_entry(value: str, location: Location) -> list[Entry]:
     return [Entry(name=name, version=version, location=location, why=match[2].strip() or "any version")]
 
 
+def _table(value: Any) -> dict[str, Any]:
+    """`value` where it is a table; what stands in its place in a file that strangers wrote holds nothing."""
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _not_a(path: str, flag: str, what: str, why: str, hint: str) -> UserError:
+    return UserError(f"{path} is not {what}", code="requirements", where=f"{flag} {path}", why=why, hint=hint)
+
+
 def _no_conflict(path: str, text: str, flag: str) -> None:
     match = re.search(r"^(?:<{7} |>{7} |={7}$)", text, re.MULTILINE)
     if match is not None:
         number = text.count("\n", 0, match.start()) + 1
         what = f"{path}:{number} holds a conflict of a merge"
-        raise UserError(what, code="requirements", where=f"{flag} {path}", hint="resolve it first")
+        raise UserError(
+            what, code="requirements", where=f"{flag} {path}", why="which packages are meant is not decided", hint="resolve it first"
+        )

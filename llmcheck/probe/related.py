@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from llmcheck import toml
+from llmcheck.probe.masters import put_masters
 from llmcheck.rules.facts import ABSENT, Facts
 
 _DATA = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data")
@@ -41,6 +42,7 @@ def facts(known: Facts) -> Facts:
         _mismatches(known, result)
         _lora_targets(known, result)
         _global_batch(known, result)
+        put_masters(known, result)
     return result
 
 

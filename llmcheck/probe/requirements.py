@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmcheck import jsonfile
 from llmcheck.errors import UserError
+from llmcheck.paths import trouble, trouble_with
 from llmcheck.probe.environment import normalised, put_package
 from llmcheck.rules.facts import Facts, Location
 
@@ -42,8 +43,9 @@ class Entry:
 
 def facts(path: str, flag: str = "--requirements") -> Facts:
     """``pkg.*`` and ``build.*`` of what `path` names. Raises UserError, naming `flag`, when it cannot be read or is of no known kind."""
-    if os.path.isdir(path):
-        raise _bad(path, flag, "it is a folder", hint="name the file itself, for example requirements.txt or uv.lock")
+    if (wrong := trouble_with(path)) is not None:  # before its name is judged
+        why, hint = wrong
+        raise _bad(path, flag, why, "name the file itself, for example requirements.txt or uv.lock" if os.path.isdir(path) else hint)
     read_entries, is_lock = _reader(path, flag)
     text = read_text(path, flag)
     indexes: list[str] = []
@@ -96,15 +98,15 @@ def read_text(path: str, flag: str) -> str:
         try:
             data = file.read(MAX_BYTES + 1)
         except OSError as reason:
-            raise _bad(path, flag, reason.strerror or str(reason)) from reason
+            raise _bad(path, flag, *trouble(path, reason)) from reason
     if len(data) > MAX_BYTES:
-        raise _bad(path, flag, f"it is larger than {MAX_BYTES >> 20} MiB")
+        raise _bad(path, flag, f"it is larger than {MAX_BYTES >> 20} MiB", "is this the file? none that we know is that large")
     # pip writes UTF-8; PowerShell's ">" writes UTF-16 with a mark
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as reason:
-        raise _bad(path, flag, f"it is not {encoding.removesuffix('-sig').upper()} text") from reason
+        raise _bad(path, flag, f"it is not {encoding.removesuffix('-sig').upper()} text", "is it a text file? save it as UTF-8") from reason
 
 
 def _bad(path: str, flag: str, why: str, hint: str = "") -> UserError:
@@ -179,7 +181,13 @@ def _include(path: str, name: str, root: str, flag: str, indexes: list[str], see
     if real in seen:
         return []
     if depth >= _MAX_DEPTH or len(seen) >= _MAX_FILES:
-        raise UserError(f"{where}: too many files include each other", code="requirements", where=f"{flag} {path}")
+        raise UserError(
+            f"{where}: too many files include each other",
+            code="requirements",
+            where=f"{flag} {path}",
+            why=f"at most {_MAX_FILES} are read, {_MAX_DEPTH} deep",
+            hint="give the one with the pins, or what `pip freeze` prints",
+        )
     return _requirements(target, read_text(target, flag), root, flag, indexes, seen, depth + 1)
 
 

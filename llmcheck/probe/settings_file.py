@@ -70,15 +70,25 @@ def _yaml(data: bytes, path: str) -> Settings:
         finally:
             loader.dispose()
     except UnicodeDecodeError as reason:
-        raise UserError(f"the {WHAT} is not UTF-8 text", code="not-yaml", where=path, why=f"byte {reason.start} is none") from reason
+        raise UserError(f"the {WHAT} is not UTF-8 text", code="not-yaml", where=path, why=f"byte {reason.start} is none",
+                        hint="save it as UTF-8") from reason  # fmt: skip
     except yaml.YAMLError as reason:
         mark = getattr(reason, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark is not None else path
-        why = str(getattr(reason, "problem", None) or reason).splitlines()[0][:200]
+        parts = [str(part) for name in ("context", "problem") if (part := getattr(reason, name, None))]
+        why = (", ".join(parts) or str(reason)).splitlines()[0][:200]
         raise UserError(f"the {WHAT} is not valid YAML", code="not-yaml", where=where, why=why, hint="mend that line") from reason
-    except (RecursionError, ValueError) as reason:  # nested thousands deep; a date that is none
-        raise UserError(f"the {WHAT} is not acceptable YAML", code="not-yaml", where=path, why=str(reason)[:200]) from reason
+    except RecursionError as reason:
+        raise _too_deep(path) from reason
+    except ValueError as reason:  # a date that is none; a number beyond the interpreter's limit of digits
+        why = "a number in it has thousands of digits" if "set_int_max_str_digits" in str(reason) else str(reason)[:200]
+        raise UserError(f"the {WHAT} is not acceptable YAML", code="not-yaml", where=path, why=why, hint="mend that value") from reason
     return Settings(values=_object(document, path), lines=reader.lines, repeated=reader.repeated)
+
+
+def _too_deep(path: str) -> UserError:
+    why = f"it has more than {MAX_NODES:,} values or {MAX_DEPTH} levels; aliases count as copies"
+    return UserError(f"the {WHAT} is too large or nested too deeply", code="not-yaml", where=path, why=why, hint="is this the file?")
 
 
 class _YamlReader:
@@ -93,9 +103,7 @@ class _YamlReader:
     def value(self, loader: Any, node: Any, path: Path, depth: int) -> Any:
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise UserError(
-                f"the {WHAT} is too large or nested too deeply", code="not-yaml", where=self.path, why="aliases count as copies"
-            )
+            raise _too_deep(self.path)
         if node.id == "sequence":
             return [self.value(loader, part, (*path, ""), depth + 1) for part in node.value]
         if node.id != "mapping":

@@ -112,7 +112,9 @@ def _count_tiktoken(path: str) -> int | None:
 def _read_vocab(path: str) -> dict[str, int]:
     vocab = jsonfile.load_object(path, what=os.path.basename(path), max_bytes=MAX_VOCAB_BYTES)
     if not all(type(index) is int and 0 <= index < tokenizer_json.MAX_ID for index in vocab.values()):
-        raise UserError(f"not a vocabulary: {path}", code="vocabulary", where=path, why="a value is no id")
+        raise UserError(
+            f"not a vocabulary: {path}", code="vocabulary", where=path, why="a value is no id", hint="it maps tokens to their ids"
+        )
     return vocab
 
 

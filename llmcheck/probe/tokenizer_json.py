@@ -40,7 +40,10 @@ def read(path: str) -> TokenizerJson:
     try:
         return _read(document)
     except _FormatError as reason:
-        raise UserError(f"not a tokenizer.json: {path}", code="tokenizer-json", where=path, why=str(reason)) from reason
+        raise UserError(f"not a tokenizer.json: {path}", code="tokenizer-json", where=path, why=str(reason), hint=_HINT) from reason
+
+
+_HINT = "is it the file that tokenizer.save_pretrained wrote? copy or download it again"
 
 
 class _FormatError(ValueError):

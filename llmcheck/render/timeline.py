@@ -152,7 +152,8 @@ def _stack(plan: Plan) -> tuple[RankEstimate, Stack]:
     stack = stack_of(rank)
     if not stack.names:
         why = "the run dies before its first whole step" if rank.out_of_memory else "the estimate holds none"
-        raise CouldNotCheckError("there is no timeline to draw", code="no-timeline", where="--timeline", why=why)
+        hint = "leave --timeline out, or plan with settings that fit"
+        raise CouldNotCheckError("there is no timeline to draw", code="no-timeline", where="--timeline", why=why, hint=hint)
     return rank, stack
 
 

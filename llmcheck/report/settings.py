@@ -16,6 +16,7 @@ from llmcheck.rules.rule import Confidence
 FILE = "llmcheck.toml"
 BASELINE_SCHEMA = "llmcheck.baseline/1"
 _MAX_BYTES = 1 << 20
+_GUIDE = "docs/guides/gate.md shows what it may hold"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def load(path: str | None) -> Settings:
     try:
         document = toml.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as reason:
-        raise UserError("the settings file is not valid TOML", code="settings", where=path, why=str(reason)[:200]) from reason
+        raise UserError("the settings file is not valid TOML", code="settings", where=path, why=str(reason)[:200], hint=_GUIDE) from reason
     problems: list[str] = []
     if "folder" in document:  # ours, not the file's
         problems.append(f"{FILE}.folder: unknown key")
@@ -83,7 +84,7 @@ def check(settings: Settings, codes: Sequence[str], path: str) -> None:
 
 
 def _faulty(path: str, problems: Sequence[str]) -> UserError:
-    return UserError("the settings file has faults", code="settings", where=path, why=several(problems[:20]), hint="docs/guides/gate.md")
+    return UserError("the settings file has faults", code="settings", where=path, why=several(problems[:20]), hint=_GUIDE)
 
 
 def gate(
@@ -126,7 +127,8 @@ def read_baseline(path: str) -> frozenset[str]:
         )
     entries = document.get("findings") if isinstance(document, dict) and document.get("schema") == BASELINE_SCHEMA else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and isinstance(entry.get("fingerprint"), str) for entry in entries):
-        raise UserError("not a baseline of llmcheck's", code="baseline", where=path, hint="--write-baseline writes one")
+        why, hint = "it has no list of findings with fingerprints", "`llmcheck doctor ... --write-baseline FILE` writes one"
+        raise UserError("not a baseline of llmcheck's", code="baseline", where=path, why=why, hint=hint)
     return frozenset(entry["fingerprint"] for entry in entries)
 
 

@@ -68,7 +68,10 @@ class Facts:
         self.closed[prefix] = location
 
     def leave_open(self, prefix: str, why: str) -> None:
-        """Record that a source (a requirements.txt) names only some of what begins with `prefix`: rules over the rest do not apply."""
+        """Record that a source (a requirements.txt) names only some of what begins with `prefix`: rules over the rest do not apply.
+
+        A whole name is left open even where its group was closed.
+        """
         self.open[prefix] = why
 
     def examined(self, *subjects: str) -> None:
@@ -80,7 +83,7 @@ class Facts:
         found = self.known.get(name)
         if found is not None:
             return found
-        if self.why_unknown(name) is not None:
+        if self.why_unknown(name) is not None or name in self.open:
             return None
         for prefix, location in self.closed.items():
             if name.startswith(prefix):

@@ -19,6 +19,7 @@ from typing import Any
 from llmcheck import cachefile, jsonfile, toml
 from llmcheck.codec import from_plain
 from llmcheck.errors import UserError, did_you_mean, several
+from llmcheck.paths import unreadable
 from llmcheck.rules.facts import Registry
 from llmcheck.rules.patterns import complaints
 from llmcheck.rules.rule import MAX_LINES, MAX_WITHIN_LINES, Condition, Context, LogPattern, Pack, Rule, reference
@@ -112,7 +113,8 @@ def load_pack(folder: str, registry: Registry, *, examples: bool = True, trusted
         packed = _packed(documents) if known else b""
     head_document = documents.pop("pack.toml", None)
     if head_document is None:
-        raise UserError("no pack.toml", code="pack", where=folder, why="a pack is a folder with pack.toml and files of rules")
+        why, hint = "a pack is a folder with pack.toml and files of rules", "give the folder that pack.toml is in"
+        raise UserError("no pack.toml", code="pack", where=folder, why=why, hint=hint)
     if head_document.pop("schema", None) != SCHEMA:
         raise UserError(f"pack.toml does not say schema = {SCHEMA!r}", code="pack", where=folder, hint="is it for another llmcheck?")
     head = from_plain(_Head, head_document.pop("pack", None), "pack.toml: pack", problems)
@@ -163,8 +165,7 @@ def _read(folder: str) -> dict[str, bytes]:
     try:
         entries = sorted(os.listdir(root))
     except OSError as reason:
-        why = reason.strerror or str(reason)
-        raise UserError(f"cannot read the rule pack {folder}", code="pack", where=folder, why=why, hint="name a folder") from reason
+        raise unreadable(folder, what="rule pack", where=folder, reason=reason, code="pack", folder=True) from reason
     texts: dict[str, bytes] = {}
     total = 0
     for name in entries:
@@ -185,7 +186,13 @@ def _parse(text: bytes, folder: str, name: str) -> dict[str, Any]:
     try:
         return toml.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as reason:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise UserError(f"{name} is not valid TOML", code="pack", where=f"{folder}, {name}", why=str(reason)[:200]) from reason
+        raise UserError(
+            f"{name} is not valid TOML",
+            code="pack",
+            where=f"{folder}, {name}",
+            why=str(reason)[:200],
+            hint="`llmcheck rules new` prints a rule to begin with",
+        ) from reason
 
 
 def _rules(

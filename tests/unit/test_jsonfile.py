@@ -79,7 +79,7 @@ def test_a_misspelt_file_is_named_by_its_neighbour(tmp_path: Path) -> None:
 def test_a_missing_folder_is_told_from_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         jsonfile.load(f"{tmp_path}/no/a.json", what="file")
-    assert error.value.hint.startswith(f"there is no folder {tmp_path}/no")
+    assert error.value.why == f"{tmp_path} holds nothing called no"
 
 
 def test_a_device_is_refused() -> None:
@@ -102,7 +102,7 @@ def test_a_file_without_permission_is_a_user_error(tmp_path: Path) -> None:
         jsonfile.load(str(path), what="file")
 
 
-@pytest.mark.parametrize(("name", "words"), [("file", "not a file in it"), ("nowhere", "check the path"), ("a\0b", "check the path")])
+@pytest.mark.parametrize(("name", "words"), [("file", "not a file in it"), ("nowhere", "check the spelling"), ("a\0b", "check the path")])
 def test_a_folder_that_cannot_be_listed_is_a_user_error(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError) as told:

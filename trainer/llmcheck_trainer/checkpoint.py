@@ -248,7 +248,8 @@ def load(engine: Any, folder: str, *, adapters: bool) -> None:
     root, tag = os.path.split(os.path.abspath(folder))
     path, _ = engine.load_checkpoint(root, tag=tag, load_module_strict=not adapters)
     if path is None:
-        raise UserError(f"DeepSpeed found nothing to load in {folder}", code="checkpoint", where=folder)
+        why, hint = "its files of weights or optimizer states are missing", "go on from an older one: --resume FOLDER"
+        raise UserError(f"DeepSpeed found nothing to load in {folder}", code="checkpoint", where=folder, why=why, hint=hint)
     own = os.path.join(root, f"random-{dist.get_rank():05d}.pt")
     if os.path.isfile(own):
         _set_random_state(torch.load(own, weights_only=False))

@@ -50,7 +50,8 @@ def build_engine(model: Any, recipe: TrainingRecipe, device: torch.device, *, lr
     config = {"steps_per_print": 10**9, **recipe.deepspeed, **more}
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
-        raise UserError("nothing to train: no parameter requires a gradient", code="lora-targets", where="recipe.lora.targets")
+        told, hint = "nothing to train: no parameter requires a gradient", "plan again with --lora-targets that the model has"
+        raise UserError(told, code="lora-targets", where="recipe.lora.targets", why="all weights are frozen", hint=hint)
     if recipe.optimizer == "cpu-adam" or "optimizer" in config:
         # DeepSpeed builds its own for states in host memory; a user's section keeps its values, but for what the command line says.
         optimizer = config.get("optimizer") or {"type": "AdamW", "params": {"lr": lr, "betas": list(BETAS), "weight_decay": 0.0}}

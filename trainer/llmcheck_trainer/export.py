@@ -290,7 +290,8 @@ def _save_adapter(module: Any, folder: str, state: dict[str, torch.Tensor]) -> N
     in_place = {name.replace(".base_layer", ""): tensor for name, tensor in state.items() if "lora_" not in name and _COPY not in name}
     adapter.update({name: tensor for name, tensor in in_place.items() if name not in adapter})
     if not adapter:
-        raise UserError("there is no trained adapter to write", code="export", where=folder)
+        why, hint = "the model has no weights of an adapter", "this is a bug of the trainer's: the checkpoints hold what was learnt"
+        raise UserError("there is no trained adapter to write", code="export", where=folder, why=why, hint=hint)
     path = os.path.join(folder, "adapter_model.safetensors")
     save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, path, metadata={"format": "pt"})
     config = module.peft_config["default"]
@@ -309,7 +310,8 @@ def _compare(sums: dict[str, tuple[str, int]]) -> None:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in names:
                 if sum_of_bytes(file.get_tensor(name)) != sums[name][1]:
-                    raise UserError(f"{name} reads back differently", code="export", where=path, why="the disk is full or failing")
+                    why, hint = "the disk is full or failing", "run the same command again, with an --output on another disk"
+                    raise UserError(f"{name} reads back differently", code="export", where=path, why=why, hint=hint)
 
 
 def _check_keys(empty: Any, names: weights.Names, folder: str) -> None:
@@ -319,7 +321,11 @@ def _check_keys(empty: Any, names: weights.Names, folder: str) -> None:
     wrong = [name for name, shape in shapes.items() if found.get(name) != shape]
     if wrong:
         raise UserError(
-            f"the exported model would not load: {wrong[0]} is {found.get(wrong[0])}, not {shapes[wrong[0]]}", code="export", where=folder
+            f"the exported model would not load: {wrong[0]} is {found.get(wrong[0])}, not {shapes[wrong[0]]}",
+            code="export",
+            where=folder,
+            why="its configuration makes other parameters than were written",
+            hint="this is a bug of the trainer's: the checkpoints hold what was learnt",
         )
 
 

@@ -40,7 +40,8 @@ def measure(plan_file: PlanFile, *, rank: int = 0, steps: int = 6, on_cpu: bool 
     """
     cluster = plan_file.plan.cluster
     if not 0 <= rank < cluster.num_gpus:
-        raise UserError(f"there is no rank {rank}", code="usage", where="--rank", why=f"the plan has ranks 0 to {cluster.num_gpus - 1}")
+        why = f"the plan has ranks 0 to {cluster.num_gpus - 1}"
+        raise UserError(f"there is no rank {rank}", code="usage", where="--rank", why=why, hint="leave --rank out for the first")
     if not on_cpu and not torch.cuda.is_available():
         raise CouldNotCheckError(
             "PyTorch sees no GPU here",

@@ -57,4 +57,5 @@ def _check(settings: TrainSettings) -> None:
         value = getattr(settings, name)
         if not low <= value <= high:  # also refuses NaN
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {value} is out of range", code="usage", where=flag, why=f"it lies between {low:g} and {high:g}")
+            why, hint = f"it lies between {low:g} and {high:g}", f"leave {flag} out for its default"
+            raise UserError(f"{flag} {value} is out of range", code="usage", where=flag, why=why, hint=hint)

@@ -48,6 +48,26 @@ def test_a_mistyped_code_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean 'LCM001'" in told.err
 
 
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [
+        ("LCS88", "did you mean 'LCS088'?"),
+        ("lcm1", "did you mean 'LCM001'?"),
+        ("LCS 088", "did you mean 'LCS088'?"),
+        ("LCS08", "did you mean 'LCS008'?"),
+        ("LCV", "`llmcheck rules list --select LCV` lists those that begin so"),
+        ("", "`llmcheck rules list` shows all"),
+        ("x" * 5000, "`llmcheck rules list` shows all"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_was_meant_is_told(wanted: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", wanted]) == 2
+    told = capsys.readouterr().err
+    assert told.endswith(f"  hint: {hint}\n")
+    assert len(told) < 500
+
+
 def test_hostile_code_is_spelt_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "\x1b[31mLCM"]) == 2
     assert "\x1b" not in capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_a_line_too_long_is_cut_and_noted(tmp_path: Path) -> None:
 def test_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         open_log(str(tmp_path))
-    assert caught.value.why == "it is a directory"
+    assert caught.value.why == "it is a folder"
 
 
 def test_a_named_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
@@ -238,3 +238,27 @@ def test_splitting_keeps_every_byte_in_place_and_never_cuts_a_line(text: str, bl
     assert all(data.startswith(whole, offset) for whole, offset in out)
     assert set(ends) <= {b"\n", b"\r"}
     assert not any(data.startswith(b"\n", offset) and data[offset - 1 : offset] == b"\r" for _, offset in out)
+
+
+@pytest.mark.parametrize(
+    ("data", "unread"),
+    [
+        (OOM_LINE, ""),
+        (b"\0" * 5000 + OOM_LINE, ""),  # the hole of a log that was truncated under its writer
+        (("Entraînement: 学习 " * 50).encode(), ""),
+        (("обучение " * 50).encode("koi8-r"), ""),
+        (b"\x1b[31mred\x1b[0m \x08\x08\x07 50%\r" * 50, ""),
+        (b"\n\n \t\r\n" * 1000, "holds nothing but blanks: nothing was checked in it"),
+        (b"\0" * 3_000_000, "holds nothing but blanks: nothing was checked in it"),
+        (bytes(range(256)) * 100, "is not text: is this the log?"),
+        (b"\x89PNG\r\n\x1a\n" + zlib.compress(bytes(range(256)) * 500, 0), "is not text: is this the log?"),
+    ],
+    ids=range(9),
+)
+def test_what_nothing_can_be_told_from_is_told(tmp_path: Path, data: bytes, unread: str) -> None:
+    assert read(write(tmp_path, data)).unread == unread
+
+
+def test_the_line_after_a_large_hole_is_read(tmp_path: Path) -> None:
+    result = read(write(tmp_path, b"\0" * 5_000_000 + OOM_LINE + b"\n"))
+    assert (only(result).first.line, result.notes, result.unread) == (1, (), "")

@@ -41,7 +41,7 @@ def test_a_bad_line_has_a_place(tmp_path: Path) -> None:
 def test_what_goes_wrong_silently(tmp_path: Path) -> None:
     found = read(tmp_path, "a slots=4 max_slots=8\na slots=4\nb slots=0\nlocalhost slots=8\nme@c slots=8\n")
     assert found["ignored_text"] == ["max_slots=8"]
-    assert found["duplicates"] == ["a"]
+    assert found["duplicates"] == ["a"]  # once, however often it is repeated
     assert found["hosts_without_slots"] == ["b"]
     assert found["localhost_among_others"] is True
     assert found["strange_names"] == ["me@c"]

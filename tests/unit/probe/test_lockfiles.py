@@ -196,3 +196,47 @@ def test_odd_values_are_left_out(tmp_path: Path) -> None:
         '[[package]]\nname = "b"\nversion = "1"\nsource = 3\nmarkers = 4\n',
     )
     assert (pin(facts, "a"), pin(facts, "b")) == (None, "1")
+
+
+ODD = [None, True, 3, 1.5, "x", [], ["x"], [["x"]], {"x": 1}]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+@pytest.mark.parametrize(
+    "key",
+    [
+        "project",
+        "project.dependencies",
+        "tool",
+        "tool.poetry",
+        "tool.poetry.dependencies",
+        "tool.poetry.dependencies.trl",
+        "tool.uv",
+        "tool.uv.index",
+    ],
+)
+def test_a_pyproject_of_other_shapes_is_no_bug(tmp_path: Path, key: str, odd: Any) -> None:
+    text = key + " = " + _toml(odd) + "\n"
+    try:
+        read(tmp_path, "pyproject.toml", text)
+    except UserError as error:
+        assert error.hint  # noqa: PT017 - either is right, and neither is a bug
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+@pytest.mark.parametrize("key", ["_meta", "sources", "default", "torch"])
+def test_a_pipfile_lock_of_other_shapes_is_no_bug(tmp_path: Path, key: str, odd: Any) -> None:
+    document: dict[str, Any] = {"_meta": {"sources": [{"url": "a"}, {"url": "b"}]}, "default": {"torch": {"version": "==2.5.1"}}}
+    {"_meta": document, "sources": document["_meta"], "default": document, "torch": document["default"]}[key][key] = odd
+    try:
+        read(tmp_path, "Pipfile.lock", json.dumps(document))
+    except UserError as error:
+        assert "object has no attribute" not in error.why  # noqa: PT017
+        assert error.hint  # noqa: PT017
+
+
+def _toml(value: Any) -> str:
+    """`value` in TOML, which has no null."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(part)}" for key, part in value.items()) + "}"
+    return '""' if value is None else json.dumps(value)

@@ -329,3 +329,20 @@ def test_other_json_is_not_taken_for_arguments(tmp_path: Path) -> None:
 def test_words_of_a_command_line(text: str, expected: Any) -> None:
     assert train_args.value_of(text) == expected
     assert type(train_args.value_of(text)) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("a.yaml", "learning_rate: 1\n---\noutput_dir: o\n", "expected a single document in the stream, but found another document"),
+        ("a.yaml", "learning_rate: 1\nseed: " + "9" * 6000, "a number in it has thousands of digits"),
+        ("a.yaml", "learning_rate: " + "[" * 3000 + "]" * 3000, "it has more than 50,000 values or 32 levels; aliases count as copies"),
+        ("a.yaml", "a: &a [*a]\nlearning_rate: 1\n", "it has more than 50,000 values or 32 levels; aliases count as copies"),
+        ("a.json", "[1]", None),
+    ],
+)
+def test_a_file_that_is_refused_says_why_and_what_next(tmp_path: Path, name: str, text: str, why: str | None) -> None:
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, text, name)
+    assert caught.value.hint
+    assert why is None or caught.value.why == why

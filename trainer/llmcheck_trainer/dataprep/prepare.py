@@ -80,7 +80,10 @@ def prepare(settings: Settings, begin: Callable[[Beginning], None] = lambda _: N
             return Outcome(_write(settings, tokenizer, renderer, encoder, sources, asked), False, note)
         except DisagreementError as reason:
             if settings.fast == "require":
-                raise UserError("the fast encoder gives other tokens", code="encoder", where="--fast require", why=str(reason)) from reason
+                hint = "--fast auto takes the slow one where it must"
+                raise UserError(
+                    "the fast encoder gives other tokens", code="encoder", where="--fast require", why=str(reason), hint=hint
+                ) from reason
             encoder, _ = choose(tokenizer, "off")
             again = [open_source(source.path, source.label) for source in sources]
             manifest = _write(settings, tokenizer, renderer, encoder, again, asked)

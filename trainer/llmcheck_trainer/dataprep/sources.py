@@ -16,7 +16,7 @@ from shlex import quote
 from typing import Any
 
 from llmcheck.errors import UserError
-from llmcheck.jsonfile import unreadable
+from llmcheck.paths import unreadable
 from llmcheck_trainer.dataprep.rows import BadRowError
 
 BLOCK_BYTES = 4 << 20  # read and handed on at once: 5,000 rows of 0.8 KB
@@ -110,11 +110,11 @@ def open_source(path: str, label: str = "") -> Source:
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise UserError(
-                f"{label} is a folder", code="input", where=label, hint="name the files in it: " + os.path.join(label, "*.jsonl")
-            )
+            hint = "name the files in it: " + os.path.join(label, "*.jsonl")
+            raise UserError(f"{label} is a folder", code="input", where=label, why="rows are read from files", hint=hint)
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{label} is not a regular file", code="input", where=label, why="it is read twice, so it cannot be a pipe")
+            why, hint = "it is read twice, so it cannot be a pipe", "write its content to a file and give that"
+            raise UserError(f"{label} is not a regular file", code="input", where=label, why=why, hint=hint)
         with open(path, "rb") as file:
             magic = file.read(8)
     except (OSError, ValueError) as reason:

@@ -22,6 +22,7 @@ import numpy as np
 
 from llmcheck.errors import UserError
 from llmcheck.jsonfile import load_object
+from llmcheck.paths import trouble_with
 from llmcheck_trainer.dataprep.sources import hash_file
 
 if TYPE_CHECKING:
@@ -213,11 +214,18 @@ def _cannot(out: str, reason: OSError) -> UserError:
 
 def read_manifest(path: str) -> dict[str, Any]:
     """The manifest of the folder `path`. Raises UserError when it is not one of this version."""
-    if not os.path.isdir(path):
-        raise UserError(f"no prepared data at {path}", code="data", where=path, hint="`llmcheck data prepare` makes it")
+    if (trouble := trouble_with(path, folder=True, otherwise="`llmcheck data prepare` makes it")) is not None:
+        why, hint = trouble
+        raise UserError(f"no prepared data at {path}", code="data", where=path, why=why, hint=hint)
     file = os.path.join(path, MANIFEST)
     if not os.path.isfile(file):
-        raise UserError(f"no prepared data in {path}", code="data", where=path, why=f"it has no {MANIFEST}", hint="`llmcheck data prepare`")
+        raise UserError(
+            f"no prepared data in {path}",
+            code="data",
+            where=path,
+            why=f"it has no {MANIFEST}",
+            hint="give the folder that `llmcheck data prepare` wrote",
+        )
     manifest = load_object(file, what="manifest", max_bytes=MAX_MANIFEST_BYTES)
     if manifest.get("schema") != SCHEMA:
         raise UserError(

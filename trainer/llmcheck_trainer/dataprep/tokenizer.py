@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from llmcheck.errors import CouldNotCheckError, UserError, did_you_mean
 from llmcheck.jsonfile import load_object, read_bytes
+from llmcheck.paths import trouble_with
 
 JSON, MODEL, CONFIG, SPECIAL_MAP = "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, MODEL_CONFIG, TEMPLATE = "generation_config.json", "config.json", "chat_template.jinja"
@@ -77,13 +78,10 @@ class Tokenizer:
 
 def load(path: str, *, pad_token: str | None = None) -> Tokenizer:
     """The tokenizer in the folder `path`. Raises UserError, CouldNotCheckError where a package is missing."""
-    if not os.path.isdir(path):
-        raise UserError(
-            f"no tokenizer at {path}: it is not a folder",
-            code="tokenizer",
-            where="--tokenizer",
-            hint=f"give the model's folder, with {JSON} (or {MODEL}) and {CONFIG}; or a Hub name where the Hub can be reached",
-        )
+    wanted = f"give the model's folder, with {JSON} (or {MODEL}) and {CONFIG}; or a Hub name where the Hub can be reached"
+    if (trouble := trouble_with(path, folder=True, otherwise=wanted)) is not None:
+        why, hint = trouble
+        raise UserError(f"no tokenizer at {path}", code="tokenizer", where="--tokenizer", why=why, hint=hint)
     if pad_token is not None and not _is_text(pad_token):
         raise UserError("--pad-token is not UTF-8 text", code="tokenizer", where="--pad-token", hint="it must be one whole token")
     backend, serialized, content = _backend(path)
