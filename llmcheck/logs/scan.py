@@ -15,10 +15,11 @@ from llmcheck.logs.clean import MAX_RAW_BYTES, Clean
 from llmcheck.logs.contexts import Above, Below, Confirm, History
 from llmcheck.logs.match import Group, Match, ScanResult, TracebackGroup, Undecided
 from llmcheck.logs.page import Line, Page
+from llmcheck.logs.places import placed
 from llmcheck.logs.prefilter import Engine, Hits, make_prefilter
 from llmcheck.logs.screen import thin_out
 from llmcheck.logs.source import Chunk, Source
-from llmcheck.logs.tracebacks import HEADER, Collector, Fold
+from llmcheck.logs.tracebacks import HEADER, Collector, Fold, begins
 from llmcheck.rules.patterns import WINDOW_CHARS, is_searchable
 from llmcheck.rules.rule import Context, LogPattern, Rule
 
@@ -49,7 +50,9 @@ class Signatures:
     """Rules made ready: one table of literals and the engine that finds them. Serves any number of logs."""
 
     def __init__(self, rules: Iterable[Rule], engine: Engine | None = None) -> None:
-        self.rules = tuple(rule for rule in rules if rule.log is not None and rule.status != "removed")
+        wanted = [rule for rule in rules if rule.log is not None and rule.status != "removed"]
+        self.rules = tuple(rule for rule in wanted if not _log(rule).raised_in)
+        self.places = tuple(rule for rule in wanted if _log(rule).raised_in)  # asked about tracebacks only, at the end
         table: dict[str, list[int]] = {HEADER: []}  # literal -> rules
         for index, rule in enumerate(self.rules):
             for literal in dict.fromkeys(_log(rule).literal):
@@ -210,10 +213,11 @@ class Scanner:
             for rule, state in zip(self._signatures.rules, self._states, strict=True)
             if state.gave_up
         ]
+        tracebacks = self._fold.groups()
         return ScanResult(
             source=self._source,
-            groups=tuple(self.fired()),
-            tracebacks=self._fold.groups(),
+            groups=(*self.fired(), *placed(self._signatures.places, tracebacks, self._source, self._number, self._signatures.pattern)),
+            tracebacks=tracebacks,
             undecided=tuple(undecided),
             notes=tuple(notes),
             num_lines=self._number - 1 + self._open_line,
@@ -434,7 +438,7 @@ class Scanner:
 
     def _traceback(self, page: Page, line: Line) -> None:
         clean = page.clean(line)
-        if not clean.text.endswith(HEADER):  # a mention
+        if begins(clean.text) is None:  # a mention
             return
         self._num_tracebacks += 1
         collector = Collector(self._source, line.number, line.offset, clean)
