@@ -43,6 +43,7 @@ class Limits:
     foreign_lines_per_line: int = 32  # of other ranks, that a window of several lines may reach over
 
 
+IGNORED = b"Exception ignored in"  # before a traceback that Python prints and does not raise, as destructors and exits leave behind
 OTHERS = (("", "others"),)  # key of the group that takes what `Limits.num_groups` leaves over
 
 
@@ -440,6 +441,8 @@ class Scanner:
         clean = page.clean(line)
         if begins(clean.text) is None:  # a mention
             return
+        if IGNORED in page.data[page.data.rfind(b"\n", 0, max(line.start - 1, 0)) + 1 : line.start]:
+            clean = clean._replace(level="warning")
         self._num_tracebacks += 1
         collector = Collector(self._source, line.number, line.offset, clean)
         if not self._collect(collector, page, line):

@@ -216,9 +216,10 @@ def _frame() -> re.Pattern[str]:
 
 @functools.cache
 def _other_frame() -> re.Pattern[str]:
-    # IPython: File ~/lib/a.py:3, in f(x)   ~/lib/a.py in f(x)   and the same as links of VS Code and Colab; rich: │ /lib/a.py:3 in f   │
+    # IPython: File ~/lib/a.py:3, in f(x)   File /lib/a.py:3   ~/lib/a.py in f(x)   and the same as links of VS Code and Colab;
+    # rich: │ /lib/a.py:3 in f   │
     file = r"((?:~|/|[A-Za-z]:\\)[^\s\]()\"]{1,500}\.py)(?::(\d{1,9}))?"
-    return re.compile(rf"(?:File |│ )?\[?{file}(?:\]\([^)\s]{{0,1000}}\))?,? in ([\w.<>]{{1,200}})")
+    return re.compile(rf"(?: {{0,4}}File |│ )?\[?{file}(?:\]\([^)\s]{{0,1000}}\))?(?:,? in ([\w.<>]{{1,200}})|(?<=\d)$)")
 
 
 @functools.cache

@@ -97,6 +97,7 @@ def test_a_run_that_went_on_was_not_ended_by_it() -> None:
 def test_what_a_destructor_raised_or_a_logger_called_information_ended_nothing() -> None:
     assert codes(of(HEAD + frame(f"{LIB}/datasets/map.py", "Loader.__del__") + "ValueError: x\n", DATA)) == []
     assert codes(of("[INFO:swift] " + CRASH, DATA)) == []
+    assert codes(of("Exception ignored in: <function Pool.close at 0x7f2b>\n" + CRASH, DATA)) == []
 
 
 def test_ranks_are_counted_together() -> None:

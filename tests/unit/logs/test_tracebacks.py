@@ -158,6 +158,19 @@ OLD = """TypeError                                 Traceback (most recent call l
 
 TypeError: x
 """
+SYNTAX = """Traceback (most recent call last):
+
+  File /opt/lib/IPython/core/interactiveshell.py:3553 in run_code
+    exec(code_obj, self.user_global_ns, self.user_ns)
+
+  File /opt/lib/unsloth/models/_utils.py:209
+    exec(source)
+
+  File <string>:25
+    )if len(self) == 0:
+                      ^
+SyntaxError: invalid syntax
+"""
 RICH = """╭─────────────────────────────── Traceback (most recent call last) ────────────────────────────────╮
 │ /root/torchtune/bin/tune:8 in <module>                                                           │
 │                                                                                                  │
@@ -176,6 +189,7 @@ ValueError: x
         (COLAB, "IndexError", "/usr/local/lib/python3.11/dist-packages/torch/nn/modules/module.py", None, "__delattr__"),
         (OLD, "TypeError", "/usr/local/lib/python3.6/dist-packages/nlp/load.py", None, "load_dataset"),
         (RICH, "ValueError", "/root/lib/torchtune/_cli/tune.py", 49, "main"),
+        (SYNTAX, "SyntaxError", "/opt/lib/unsloth/models/_utils.py", 209, ""),
     ],
 )
 def test_notebooks_and_rich_print_tracebacks_their_own_way(text: str, kind: str, file: str, line: int | None, function: str) -> None:
