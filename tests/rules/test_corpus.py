@@ -20,7 +20,7 @@ BLIND_HEALTHY = [row for row in BLIND if not row.cause]
 # 308 of 328 when it was last counted; what is missed is mostly the choice of family (benchmarks/corpus/README.md).
 MIN_BLIND_SHARE = 0.93
 UNSEEN = load_rows(CORPUS / "unseen.jsonl")
-# 258 of 267 when it was last counted.
+# 259 of 267 when it was last counted.
 MIN_UNSEEN_SHARE = 0.95
 # A title of a thread without the library's message, the object file or the symbol: nothing to go by.
 TOO_LITTLE = {"ec-008"}
