@@ -89,7 +89,7 @@ _PREFIXES = (
     r"(?P<compose>rank[_-]?(?P<rank4>\d{1,6})|[\w.-]{0,80}\d) *\| ?",
     # pdsh and mpirun, as DeepSpeed's launcher uses them
     r"(?P<pdsh>[A-Za-z][\w.]{0,62}(?:-[\w.]{1,62}){0,6}-\d{1,6}): ",
-    r"\[(?P<mpi>\d{1,6},(?P<rank3>\d{1,6}))\]<std(?:out|err)>: ?",
+    r"\[(?P<mpi>\d{1,6},(?:mpirank:)?(?P<rank3>\d{1,6})(?:,[\w-]{1,60})?)\]<std(?:out|err)>: ?",
     r"(?P<ray>\((?:[\w.:<>-]{1,80} )?pid=\d+(?:, ip=[\d.a-fA-F:]{1,40})?\)) ?",
     r"(?P<kubectl>\[pod/[^\]\s]{1,200}\]) ?",
     # NCCL: host:pid:tid [device]; kept as a stream, since the device is no rank
@@ -100,6 +100,9 @@ _PREFIXES = (
     # glog and c10: letter, month and day, time, thread, file:line]
     r"\[?(?P<glog>[VDIWEFC])(?:\d{3,8} [\d:.]{8,18})?(?: +\d{1,9})? [\w./<>+-]{1,200}\.(?:cpp|cc|cu|cuh|h|hpp|py):\d{1,6}\] ?",
     r"\[NeMo (?P<nemo>[VDIWEFC]) [^\]\n]{0,160}\] ?",
+    # vLLM: ERROR 11-24 10:00:00 [core.py:1094] message, the place without brackets in older releases; ms-swift: [INFO:swift] message
+    rf"(?P<vllm>{_WORDS}) \d\d-\d\d \d\d:\d\d:\d\d \[?[\w./]{{1,120}}:\d{{1,6}}\] ?",
+    rf"\[(?P<swift>{_WORDS}):[A-Za-z_][\w.]{{0,60}}\] ?",
     # transformers: [INFO|trainer.py:1234] 2026-11-24 10:00:00,123 >> message
     rf"\[(?P<hf>{_WORDS})\|[\w./-]{{1,120}}:\d{{1,6}}\](?: {_DATE} {_CLOCK})? ?>> ?",
     rf"\[?{_DATE}[T ] ?{_CLOCK}{_ZONE}(?: \d{{4}})?\]?:? ?(?:(?:-|\|) )?",

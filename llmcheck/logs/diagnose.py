@@ -45,7 +45,9 @@ class Diagnosis:
 def diagnose(results: Sequence[ScanResult]) -> Diagnosis:
     """The diagnosis of one run from its logs: one file, or one for each rank."""
     order = {result.source: place for place, result in reversed(list(enumerate(results)))}
-    groups = sorted(without_echoes(_merge(results)), key=lambda group: _rank_of(group, order))
+    exception = choose(traceback for result in results for traceback in result.tracebacks)
+    found = [group for group in _merge(results) if not is_placed(group) or _is_of(group, exception)]
+    groups = sorted(without_echoes(found), key=lambda group: _rank_of(group, order))
     roots = [group for group in groups if _log(group).role == "root"]
     effects: dict[int, list[Group]] = {id(root): [] for root in roots}
     heads = list(roots)
@@ -68,8 +70,8 @@ def diagnose(results: Sequence[ScanResult]) -> Diagnosis:
             (loose if head is None else context[id(head)]).append(group)
     # Effects in the order in which they happened: that is how a run falls apart.
     in_time = {key: tuple(sorted(found, key=lambda g: (order[g.first.source], g.first.offset))) for key, found in effects.items()}
-    known = any(root.rule.severity == "error" for root in roots)
-    exception = None if known else choose(traceback for result in results for traceback in result.tracebacks)
+    if any(root.rule.severity == "error" and not is_placed(root) for root in roots):
+        exception = None
     if exception is not None and heads and is_messenger(exception.last.cause):
         exception = None  # it says that another process failed, which a signature has told already
     return Diagnosis(
@@ -84,9 +86,28 @@ def diagnose(results: Sequence[ScanResult]) -> Diagnosis:
 
 
 def without_echoes(groups: Sequence[Group]) -> list[Group]:
-    """`groups` without the causes of low confidence that say of a line in general what a surer signature says of it exactly."""
+    """`groups` without the causes of low confidence that say of a line in general what a surer signature says of it exactly, and without
+    guesses from where an exception was raised if anything else is known of it, or of why the run ended.
+    """
     exact = {place for group in groups if group.rule.confidence != "low" and _log(group).role != "context" for place in _places(group)}
-    return [group for group in groups if not _is_general(group) or not exact.issuperset(_places(group))]
+    kept = [group for group in groups if not _is_general(group) or not exact.issuperset(_places(group))]
+    sure = [group for group in kept if not is_placed(group)]
+    if any(_log(group).role == "root" and group.rule.severity == "error" for group in sure):
+        return sure
+    told = {place for group in sure if _log(group).role != "context" for place in _places(group)}
+    return [group for group in kept if not is_placed(group) or told.isdisjoint(_places(group))]
+
+
+def is_placed(group: Group) -> bool:
+    """True for a guess from where an exception was raised."""
+    return bool(_log(group).raised_in)
+
+
+def _is_of(group: Group, exception: TracebackGroup | None) -> bool:
+    if exception is None:
+        return False
+    raised = {(traceback.source, traceback.cause.offset) for traceback in (exception.first, exception.last)}
+    return not raised.isdisjoint(_places(group))
 
 
 def _is_general(group: Group) -> bool:

@@ -51,6 +51,13 @@ class Raised:
     file: str = ""
     file_line: int | None = None
     function: str = ""
+    offset: int = field(default=0, compare=False)  # of that line
+    frames: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)  # file and function of each, innermost first
+
+    @property
+    def text(self) -> str:
+        """The exception's line, as Python prints it."""
+        return f"{self.type}: {self.message}" if self.message else self.type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +70,7 @@ class Traceback:
     end_line: int
     chain: tuple[Raised, ...]
     rank: int | None = None
+    level: Level | None = None  # that the header was logged at: below error, the program went on
 
     @property
     def cause(self) -> Raised:

@@ -15,10 +15,11 @@ from llmcheck.logs.clean import MAX_RAW_BYTES, Clean
 from llmcheck.logs.contexts import Above, Below, Confirm, History
 from llmcheck.logs.match import Group, Match, ScanResult, TracebackGroup, Undecided
 from llmcheck.logs.page import Line, Page
+from llmcheck.logs.places import placed
 from llmcheck.logs.prefilter import Engine, Hits, make_prefilter
 from llmcheck.logs.screen import thin_out
 from llmcheck.logs.source import Chunk, Source
-from llmcheck.logs.tracebacks import HEADER, Collector, Fold
+from llmcheck.logs.tracebacks import HEADER, Collector, Fold, begins
 from llmcheck.rules.patterns import WINDOW_CHARS, is_searchable
 from llmcheck.rules.rule import Context, LogPattern, Rule
 
@@ -42,6 +43,7 @@ class Limits:
     foreign_lines_per_line: int = 32  # of other ranks, that a window of several lines may reach over
 
 
+IGNORED = b"Exception ignored in"  # before a traceback that Python prints and does not raise, as destructors and exits leave behind
 OTHERS = (("", "others"),)  # key of the group that takes what `Limits.num_groups` leaves over
 
 
@@ -49,7 +51,9 @@ class Signatures:
     """Rules made ready: one table of literals and the engine that finds them. Serves any number of logs."""
 
     def __init__(self, rules: Iterable[Rule], engine: Engine | None = None) -> None:
-        self.rules = tuple(rule for rule in rules if rule.log is not None and rule.status != "removed")
+        wanted = [rule for rule in rules if rule.log is not None and rule.status != "removed"]
+        self.rules = tuple(rule for rule in wanted if not _log(rule).raised_in)
+        self.places = tuple(rule for rule in wanted if _log(rule).raised_in)  # asked about tracebacks only, at the end
         table: dict[str, list[int]] = {HEADER: []}  # literal -> rules
         for index, rule in enumerate(self.rules):
             for literal in dict.fromkeys(_log(rule).literal):
@@ -210,10 +214,11 @@ class Scanner:
             for rule, state in zip(self._signatures.rules, self._states, strict=True)
             if state.gave_up
         ]
+        tracebacks = self._fold.groups()
         return ScanResult(
             source=self._source,
-            groups=tuple(self.fired()),
-            tracebacks=self._fold.groups(),
+            groups=(*self.fired(), *placed(self._signatures.places, tracebacks, self._source, self._number, self._signatures.pattern)),
+            tracebacks=tracebacks,
             undecided=tuple(undecided),
             notes=tuple(notes),
             num_lines=self._number - 1 + self._open_line,
@@ -434,8 +439,10 @@ class Scanner:
 
     def _traceback(self, page: Page, line: Line) -> None:
         clean = page.clean(line)
-        if not clean.text.endswith(HEADER):  # a mention
+        if begins(clean.text) is None:  # a mention
             return
+        if IGNORED in page.data[page.data.rfind(b"\n", 0, max(line.start - 1, 0)) + 1 : line.start]:
+            clean = clean._replace(level="warning")
         self._num_tracebacks += 1
         collector = Collector(self._source, line.number, line.offset, clean)
         if not self._collect(collector, page, line):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import deque
 from collections.abc import Iterable
 
 from llmcheck.logs.clean import Clean, Stripped
 from llmcheck.logs.match import Raised, Traceback, TracebackGroup
 
-HEADER = "Traceback (most recent call last):"
-_ORIGINAL = "Original " + HEADER  # inside the message of what a DataLoader's worker raised; multiprocessing does alike
+HEADER = "Traceback (most recent call last)"  # a colon behind it, but for notebooks and rich
+_PLAIN = HEADER + ":"
+_ORIGINAL = "Original " + _PLAIN  # inside the message of what a DataLoader's worker raised; multiprocessing does alike
 _LINKS = (
     "The above exception was the direct cause of the following exception:",
     "During handling of the above exception, another exception occurred:",
@@ -22,6 +24,8 @@ _MAX_MESSAGE_CHARS = 2_000
 _MAX_CHAIN = 20
 _MAX_MISFITS = 40  # lines among the frames that belong to no traceback
 _MAX_GROUPS = 200
+_MAX_FRAMES = 24  # kept of a traceback, the innermost ones
+_BOX = "│╭╰┃┏┗"  # what rich draws its boxes with
 
 # Raised by launchers and by what waits for another process: they tell that something failed elsewhere.
 _MESSENGERS = (
@@ -38,6 +42,16 @@ _MESSENGERS = (
 )
 
 
+def begins(text: str) -> str | None:
+    """What a line that has the header begins: the type of the exception where a notebook names it, "" for any other traceback, or None for
+    a mention.
+    """
+    if text.endswith(_PLAIN):
+        return ""
+    found = _heading().fullmatch(text)
+    return (found[1] or "") if found is not None else None
+
+
 def is_messenger(raised: Raised) -> bool:
     """True for what only reports that another process failed or was stopped."""
     return raised.type.rpartition(".")[2].startswith(_MESSENGERS)
@@ -48,13 +62,15 @@ class Collector:
 
     def __init__(self, source: str, number: int, offset: int, line: Clean) -> None:
         self.stream = line.stream
+        self._named = begins(line.text) or ""  # in a notebook the header says what was raised, and code stands between the frames
         self.headers = {offset}  # of all headers that belong to this traceback, by the offset of their line
-        self._source, self._line, self._offset, self._rank = source, number, offset, line.rank
+        self._source, self._line, self._offset, self._rank, self._level = source, number, offset, line.rank, line.level
         self._end_line = number
         self._chain: list[Raised] = []
         self._state = "frames"
         self._original = False
         self._frame: tuple[str, int | None, str] = ("", None, "")
+        self._path: deque[tuple[str, str]] = deque(maxlen=_MAX_FRAMES)
         self._num_lines = self._num_foreign = self._num_after = self._num_misfits = 0
         self._blank = False
 
@@ -72,26 +88,39 @@ class Collector:
         return self._after(offset, text)
 
     def _frames(self, number: int, offset: int, text: str) -> bool:
-        if text.endswith(HEADER):  # the header of an unmarked rank that writes at once, or of a link
+        if HEADER in text and begins(text) is not None:  # of an unmarked rank that writes at once, or of a link
             self.headers.add(offset)
             return False
         if not text.strip():
-            done = self._blank
+            done = self._blank and not self._named
             self._blank = True
             return done
         self._blank = False
-        if (match := _frame().match(text)) is not None:
-            self._frame = (match[1], int(match[2]), match[3] or "")
+        if (match := _frame().match(text) or _other_frame().match(text)) is not None:
+            self._frame = (match[1], int(match[2]) if match[2] else None, match[3] or "")
+            self._path.appendleft((match[1], match[3] or ""))
             return False
-        if text[0] in " \t":
+        if text[0] in " \t" or text[0] in _BOX:
             return False
         kind, _, message = text.partition(": ")
         kind = kind.removesuffix(":")
+        if self._named and kind.rpartition(".")[2] != self._named:
+            return False
         if _type().fullmatch(kind) is None:
             self._num_misfits += 1  # something else was written in between, or the log has lost its indentation
             return self._num_misfits > _MAX_MISFITS
         file, file_line, function = self._frame
-        raised = Raised(type=kind, message=message[:_MAX_MESSAGE_CHARS], line=number, file=file, file_line=file_line, function=function)
+        raised = Raised(
+            type=kind,
+            message=message[:_MAX_MESSAGE_CHARS],
+            line=number,
+            file=file,
+            file_line=file_line,
+            function=function,
+            offset=offset,
+            frames=tuple(self._path),
+        )
+        self._path.clear()
         if self._original:
             self._chain.insert(0, raised)
         else:
@@ -113,9 +142,10 @@ class Collector:
         if text.startswith(_LINKS):
             self._state = "link"
             return False
-        if text.endswith(HEADER):
+        if HEADER in text and (named := begins(text)) is not None:
             if self._state != "link":
                 return True  # another traceback
+            self._named = named
             self.headers.add(offset)
             self._state, self._original = "frames", False
             return False
@@ -142,6 +172,7 @@ class Collector:
             end_line=self._end_line,
             chain=tuple(self._chain),
             rank=self._rank,
+            level=self._level,
         )
 
 
@@ -181,6 +212,19 @@ def choose(groups: Iterable[TracebackGroup]) -> TracebackGroup | None:
 @functools.cache
 def _frame() -> re.Pattern[str]:
     return re.compile(r'\s{0,8}File "([^"\n]{1,1000})", line (\d{1,9})(?:, in ([^\n]{1,200}))?')
+
+
+@functools.cache
+def _other_frame() -> re.Pattern[str]:
+    # IPython: File ~/lib/a.py:3, in f(x)   File /lib/a.py:3   ~/lib/a.py in f(x)   and the same as links of VS Code and Colab;
+    # rich: │ /lib/a.py:3 in f   │
+    file = r"((?:~|/|[A-Za-z]:\\)[^\s\]()\"]{1,500}\.py)(?::(\d{1,9}))?"
+    return re.compile(rf"(?: {{0,4}}File |│ )?\[?{file}(?:\]\([^)\s]{{0,1000}}\))?(?:,? in ([\w.<>]{{1,200}})|(?<=\d)$)")
+
+
+@functools.cache
+def _heading() -> re.Pattern[str]:
+    return re.compile(rf"(?:╭─{{1,200}} )?(?:([A-Za-z_][\w.]{{0,100}}) {{1,80}})?{re.escape(HEADER)}(?: ─{{1,200}}╮)?")
 
 
 @functools.cache

@@ -102,7 +102,7 @@ def _signature(rule: Rule) -> Iterator[str]:
 
 
 def _literals(log: LogPattern) -> Iterator[str]:
-    if not contains_literal(log.pattern, log.literal):
+    if not log.raised_in and not contains_literal(log.pattern, log.literal):
         yield "log.pattern: a match need not contain any of the literals, so that the search would miss it"
     for context in (*log.above, *log.below):
         if context.pattern and not complaints(context.pattern) and not contains_literal(context.pattern, [context.literal]):

@@ -320,9 +320,15 @@ def _comparable(kind: str, right: Any, op: str) -> bool:
 
 def _log_faults(log: LogPattern, trusted: bool) -> list[str]:
     found = []
-    if not log.literal:
+    if log.raised_in:
+        if log.literal or log.above or log.below or log.lines != 1 or log.min_count != 1 or log.group_by:
+            found.append("raised_in is for the line of an exception: no literal, above, below, lines, min_count or group_by beside it")
+        if log.role != "root":
+            found.append("raised_in needs role root")
+    elif not log.literal:
         found.append("no literal")
-    found += [f"literal {text!r} is shorter than {MIN_LITERAL_CHARS} characters" for text in log.literal if len(text) < MIN_LITERAL_CHARS]
+    for what, texts in (("literal", log.literal), ("raised_in", log.raised_in)):
+        found += [f"{what} {text!r} is shorter than {MIN_LITERAL_CHARS} characters" for text in texts if len(text) < MIN_LITERAL_CHARS]
     if not 1 <= log.lines <= MAX_LINES:
         found.append(f"lines is from 1 to {MAX_LINES}")
     if log.min_count < 1:

@@ -103,11 +103,11 @@ class Context:
 class LogPattern:
     """What a signature looks for in a log; see rules/README.md, Signatures."""
 
-    literal: tuple[str, ...]
     pattern: str
     role: Role
     cause: str
     family: str
+    literal: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()
     lines: int = 1
@@ -115,6 +115,7 @@ class LogPattern:
     min_count: int = 1
     above: tuple[Context, ...] = ()
     below: tuple[Context, ...] = ()
+    raised_in: tuple[str, ...] = ()  # parts of a frame ("file function"): the pattern then sees the exception's line of a traceback only
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ BLIND_HEALTHY = [row for row in BLIND if not row.cause]
 # 308 of 328 when it was last counted; what is missed is mostly the choice of family (benchmarks/corpus/README.md).
 MIN_BLIND_SHARE = 0.93
 UNSEEN = load_rows(CORPUS / "unseen.jsonl")
-# 132 of 135 when it was last counted: three are single projects' own assertions.
-MIN_UNSEEN_SHARE = 0.97
+# 259 of 267 when it was last counted.
+MIN_UNSEEN_SHARE = 0.95
 # A title of a thread without the library's message, the object file or the symbol: nothing to go by.
 TOO_LITTLE = {"ec-008"}
 
@@ -63,7 +63,7 @@ def test_what_is_no_failure_in_the_second_corpus_is_no_error(row: Row) -> None:
 def test_the_share_of_right_causes_holds_on_the_third_corpus() -> None:
     failures = [row for row in UNSEEN if row.cause]
     missed = [row.id for row in failures if not judge(row, SIGNATURES).is_right]
-    assert len(failures) == 135
+    assert len(failures) == 267
     assert 1 - len(missed) / len(failures) >= MIN_UNSEEN_SHARE, missed
 
 

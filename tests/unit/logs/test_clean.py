@@ -30,6 +30,10 @@ from llmcheck.rules.patterns import WINDOW_CHARS
         (" 3: Killed", "Killed"),
         ("[1,3]<stderr>:Killed", "Killed"),
         ("(RayTrainWorker pid=123, ip=10.0.0.1) ValueError: x", "ValueError: x"),
+        ("(EngineCore_0 pid=12) ERROR 11-24 10:00:00 [core.py:1094] ValueError: x", "ValueError: x"),
+        ("ERROR 11-24 10:00:00 worker_base.py:574] ValueError: x", "ValueError: x"),
+        ("[ERROR:swift] ValueError: x", "ValueError: x"),
+        ("[1,mpirank:2,algo-1]<stderr>:Killed", "Killed"),
         ("[pod/trainer-0/main] ValueError: x", "ValueError: x"),
         (" 10%|█         | 1/10 [00:01<00:09,  1.00s/it]Traceback (most recent call last):", "Traceback (most recent call last):"),
         ('{"log":"\\u001b[31mValueError: x\\n","stream":"stderr","time":"2026-11-24T10:00:00Z"}', "ValueError: x"),
@@ -88,6 +92,9 @@ def test_indentation_after_a_prefix_is_kept(prefix: str) -> None:
         ("RuntimeError: x", None),
         ("Error: x", None),
         ("Traceback (most recent call last):", None),
+        ("ERROR 11-24 10:00:00 [core.py:1094] x", "error"),
+        ("WARNING 11-24 10:00:00 [core.py:1094] x", "warning"),
+        ("[INFO:swift] x", "info"),
     ],
 )
 def test_the_level_that_a_line_was_logged_at(line: str, level: str | None) -> None:
@@ -102,6 +109,7 @@ def test_the_level_that_a_line_was_logged_at(line: str, level: str | None) -> No
         ("rank7 | x", 7),
         (" 5: x", 5),
         ("[1,6]<stdout>:x", 6),
+        ("[1,mpirank:2,algo-1]<stdout>:x", 2),
         ("[2026-11-24 10:00:00,123] [INFO] [a.py:1] [Rank 2] x", 2),
         ("[RANK:4] x", 4),
         ("[deepspeed] OVERFLOW! Rank 0 Skipping step.", 0),

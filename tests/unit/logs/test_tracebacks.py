@@ -122,3 +122,89 @@ def test_beyond_the_limit_the_last_one_is_still_read() -> None:
     text = "".join(HEAD + FRAMES + f"Error{chr(97 + i)}: x\n\n" for i in range(20))
     result = in_blocks(text.encode(), 1_000_000, Signatures([OOM], "python"), Limits(num_tracebacks=3))
     assert result.tracebacks[-1].last.cause.type == "Errort"
+
+
+IPYTHON = """---------------------------------------------------------------------------
+KeyError                                  Traceback (most recent call last)
+Cell In[19], line 1
+----> 1 trainer.train()
+
+
+File ~/.local/lib/python3.10/site-packages/trl/trainer/sft_trainer.py:323, in SFTTrainer.train(self, *args)
+    322 Note: this is code
+--> 323 output = super().train(*args)
+
+File [c:\\Users\\ann\\UnslothTrainer.py:68](https://file+.net/c:/Users/ann/UnslothTrainer.py:68), in wrapper.<locals>.run(self)
+--> 68 y = x["a"]
+
+KeyError: 'a'
+"""
+COLAB = """IndexError                                Traceback (most recent call last)
+[/tmp/ipython-input-3842036555.py](https://localhost:8080/#) in <cell line: 0>()
+----> 3 trainer = SFTTrainer(
+
+4 frames
+[/usr/local/lib/python3.11/dist-packages/torch/nn/modules/module.py](https://localhost:8080/#) in __delattr__(self, name)
+-> 2077             super().__delattr__(name)
+
+IndexError: x
+"""
+OLD = """TypeError                                 Traceback (most recent call last)
+<ipython-input-8-d848d3a99b8c> in <module>()
+----> 3 dataset = load()
+
+/usr/local/lib/python3.6/dist-packages/nlp/load.py in load_dataset(path, name)
+--> 517         save_infos=save_infos,
+
+TypeError: x
+"""
+SYNTAX = """Traceback (most recent call last):
+
+  File /opt/lib/IPython/core/interactiveshell.py:3553 in run_code
+    exec(code_obj, self.user_global_ns, self.user_ns)
+
+  File /opt/lib/unsloth/models/_utils.py:209
+    exec(source)
+
+  File <string>:25
+    )if len(self) == 0:
+                      ^
+SyntaxError: invalid syntax
+"""
+RICH = """╭─────────────────────────────── Traceback (most recent call last) ────────────────────────────────╮
+│ /root/torchtune/bin/tune:8 in <module>                                                           │
+│                                                                                                  │
+│   5 from torchtune._cli.tune import main                                                         │
+│ /root/lib/torchtune/_cli/tune.py:49 in main                                                      │
+│ ❱ 49 │   parser.run()                                                                            │
+╰──────────────────────────────────────────────────────────────────────────────────────────────────╯
+ValueError: x
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "file", "line", "function"),
+    [
+        (IPYTHON, "KeyError", "c:\\Users\\ann\\UnslothTrainer.py", 68, "wrapper.<locals>.run"),
+        (COLAB, "IndexError", "/usr/local/lib/python3.11/dist-packages/torch/nn/modules/module.py", None, "__delattr__"),
+        (OLD, "TypeError", "/usr/local/lib/python3.6/dist-packages/nlp/load.py", None, "load_dataset"),
+        (RICH, "ValueError", "/root/lib/torchtune/_cli/tune.py", 49, "main"),
+        (SYNTAX, "SyntaxError", "/opt/lib/unsloth/models/_utils.py", 209, ""),
+    ],
+)
+def test_notebooks_and_rich_print_tracebacks_their_own_way(text: str, kind: str, file: str, line: int | None, function: str) -> None:
+    cause = last(text).cause
+    assert (cause.type, cause.file, cause.file_line, cause.function) == (kind, file, line, function)
+
+
+def test_frames_are_kept_innermost_first() -> None:
+    assert last(HEAD + FRAMES + "ValueError: x\n").cause.frames == (("/lib/model.py", "forward"), ("train.py", "main"))
+
+
+def test_an_exception_knows_where_its_line_begins() -> None:
+    text = "step é 1\n" + HEAD + FRAMES + "ValueError: x\n"
+    assert text.encode()[last(text).cause.offset :].startswith(b"ValueError: x")
+
+
+def test_a_notebooks_mention_of_the_header_is_no_traceback() -> None:
+    assert find("print('Traceback (most recent call last)')\nValueError: x\n", OOM).tracebacks == ()

@@ -9,7 +9,8 @@ import pytest
 
 from llmcheck.errors import UserError
 from llmcheck.rules.facts import load_registry
-from llmcheck.rules.load import load_pack
+from llmcheck.rules.load import faults, load_pack
+from llmcheck.rules.rule import LogPattern, Rule
 
 
 def test_a_file_that_may_not_be_read_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +26,28 @@ def test_a_file_that_may_not_be_read_is_the_users_to_mend(tmp_path: Path, monkey
     with pytest.raises(UserError, match=r"pack\.toml") as told:
         load_pack(str(tmp_path), load_registry())
     assert (told.value.why, told.value.where) == ("Permission denied", str(tmp_path))
+
+
+def signature(**log: object) -> Rule:
+    pattern = LogPattern(pattern="x", cause="c", family="f", **{"role": "root", **log})  # type: ignore[arg-type]
+    return Rule(code="LCS001", name="n", title="t", status="stable", log=pattern)
+
+
+@pytest.mark.parametrize(
+    ("log", "fault"),
+    [
+        ({}, "no literal"),
+        ({"literal": ("abc",)}, "literal 'abc' is shorter than 4 characters"),
+        ({"raised_in": ("/a/",)}, "raised_in '/a/' is shorter than 4 characters"),
+        ({"raised_in": ("/lib/",), "literal": ("Error",)}, "raised_in is for the line of an exception"),
+        ({"raised_in": ("/lib/",), "lines": 2}, "raised_in is for the line of an exception"),
+        ({"raised_in": ("/lib/",), "role": "cascade"}, "raised_in needs role root"),
+    ],
+)
+def test_a_signature_that_cannot_be_looked_for_is_refused(log: dict[str, object], fault: str) -> None:
+    (told,) = faults(signature(**log), load_registry(), trusted=True)
+    assert fault in told
+
+
+def test_a_signature_about_a_place_needs_no_literal() -> None:
+    assert faults(signature(raised_in=("/datasets/",)), load_registry(), trusted=True) == []
