@@ -7,24 +7,45 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from llmcheck.logs.match import Group, Match, Raised, TracebackGroup
 from llmcheck.logs.tracebacks import is_messenger
 from llmcheck.rules.rule import LogPattern, Rule
 
 MAX_LINES_AFTER = 300  # of a log after a traceback: a run that writes more has gone on, so that the exception did not end it
+MAX_TAIL_BYTES = 128 << 10  # of a log's end, in which a run is looked for that goes on after a traceback
 ANYWHERE = "anywhere"  # in `raised_in`: any traceback, where no rule is about one of its frames
 _MAX_TEXT_CHARS = 500
 # Of a path outside of installed packages: the first folders are a user's or a mount's, called anything ("/data/ann"), and are left out.
 _NUM_FIRST_PARTS, _NUM_LAST_PARTS, _LEAST_PARTS = 2, 5, 2
+# What only a run that goes on writes: losses, and that it is done. One loss may be another rank's, written when this one was dying already.
+_LOSS = re.compile(rb"\bloss['\"]?\s{0,4}[:=]\s{0,4}['\"]?\d", re.IGNORECASE)
+_DONE = re.compile(rb"\btrain_runtime\b|\btraining (?:is |was )?(?:complete|completed|finished|done)\b", re.IGNORECASE)
+_NUM_LOSSES = 2
+
+
+class Ending(NamedTuple):
+    """How a log of `num_lines` lines ends: `tail` has its last bytes, MAX_TAIL_BYTES at the most."""
+
+    num_lines: int
+    tail: bytes
+
+    def shows_a_run_after(self, line: int) -> bool:
+        """True where what comes after the line is more than a run writes that an exception has ended."""
+        num_after = self.num_lines - line
+        if num_after > MAX_LINES_AFTER:
+            return True
+        after = b"\n".join(self.tail.split(b"\n")[-num_after - 1 :]) if num_after > 0 else b""
+        return _DONE.search(after) is not None or len(_LOSS.findall(after)) >= _NUM_LOSSES
 
 
 def placed(
-    rules: Sequence[Rule], tracebacks: Iterable[TracebackGroup], source: str, num_lines: int, compiled: Callable[[str], re.Pattern[str]]
+    rules: Sequence[Rule], tracebacks: Iterable[TracebackGroup], source: str, ending: Ending, compiled: Callable[[str], re.Pattern[str]]
 ) -> Iterator[Group]:
     """What `rules` say of the exceptions that may have ended the run, one group for each. `compiled` makes a pattern ready."""
     for group in tracebacks if rules else ():
-        if num_lines - group.last.end_line > MAX_LINES_AFTER or group.last.level not in (None, "error"):
+        if group.last.level not in (None, "error") or ending.shows_a_run_after(group.last.end_line):
             continue
         chain = group.first.chain
         for raised in dict.fromkeys((chain[0], chain[-1])):

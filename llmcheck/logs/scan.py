@@ -15,7 +15,7 @@ from llmcheck.logs.clean import MAX_RAW_BYTES, Clean
 from llmcheck.logs.contexts import Above, Below, Confirm, History
 from llmcheck.logs.match import Group, Match, ScanResult, TracebackGroup, Undecided
 from llmcheck.logs.page import Line, Page
-from llmcheck.logs.places import placed
+from llmcheck.logs.places import MAX_TAIL_BYTES, Ending, placed
 from llmcheck.logs.prefilter import Engine, Hits, make_prefilter
 from llmcheck.logs.screen import thin_out
 from llmcheck.logs.source import Chunk, Source
@@ -162,6 +162,7 @@ class Scanner:
         self._number = 1
         self._num_bytes = 0
         self._open_line = False  # the last chunk did not end its last line
+        self._tail = b""
 
     def feed(self, chunk: Chunk) -> None:
         """Scan the lines of `chunk`."""
@@ -183,6 +184,7 @@ class Scanner:
                 state.last_uncut = None
         self._number += page.num_lines()
         self._open_line = bool(chunk.data) and not chunk.data.endswith(b"\n")
+        self._tail = (self._tail + page.data)[-MAX_TAIL_BYTES:]
         self._expire(self._number)
 
     def settle(self) -> None:
@@ -214,14 +216,14 @@ class Scanner:
             for rule, state in zip(self._signatures.rules, self._states, strict=True)
             if state.gave_up
         ]
-        tracebacks = self._fold.groups()
+        tracebacks, ending = self._fold.groups(), Ending(self._number - 1 + self._open_line, self._tail)
         return ScanResult(
             source=self._source,
-            groups=(*self.fired(), *placed(self._signatures.places, tracebacks, self._source, self._number, self._signatures.pattern)),
+            groups=(*self.fired(), *placed(self._signatures.places, tracebacks, self._source, ending, self._signatures.pattern)),
             tracebacks=tracebacks,
             undecided=tuple(undecided),
             notes=tuple(notes),
-            num_lines=self._number - 1 + self._open_line,
+            num_lines=ending.num_lines,
             num_bytes=self._num_bytes,
             engine=self._signatures.prefilter.name,
         )

@@ -94,6 +94,25 @@ def test_a_run_that_went_on_was_not_ended_by_it() -> None:
     assert codes(of(CRASH + "step\n" * (MAX_LINES_AFTER + 1), DATA)) == []
 
 
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        ("{'loss': 1.9, 'epoch': 1.0}\n{'loss': 1.8, 'epoch': 2.0}\n", []),
+        ("step 4 loss: 1.9\nstep 5 loss: 1.8", []),
+        ("{'train_runtime': 12.0}\n", []),
+        ("[INFO] Training completed.\nbye\n", []),
+        ("{'loss': 1.9, 'epoch': 1.0}\n", ["DATA"]),
+        ("wandb: train/loss 1.9\nwandb: eval/loss 1.8\n", ["DATA"]),
+        (" 10%|# | 1/10 [00:01<00:09,  1.00s/it]\n", ["DATA"]),
+        ("", ["DATA"]),
+    ],
+)
+def test_losses_after_it_say_that_it_was_handled(after: str, told: list[str]) -> None:
+    before = "{'loss': 2.1}\n{'loss': 2.0}\n"
+    assert codes(of(before + CRASH + after, DATA)) == told
+    assert codes(of(before * 9000 + CRASH + after, DATA)) == told
+
+
 def test_what_a_destructor_raised_or_a_logger_called_information_ended_nothing() -> None:
     assert codes(of(HEAD + frame(f"{LIB}/datasets/map.py", "Loader.__del__") + "ValueError: x\n", DATA)) == []
     assert codes(of("[INFO:swift] " + CRASH, DATA)) == []
