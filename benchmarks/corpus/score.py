@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmcheck.logs.diagnose import Cause, diagnose
-from llmcheck.logs.scan import Signatures, scan_text
+from llmcheck.logs.scan import scan_text
+from llmcheck.logs.signatures import Signatures
 from llmcheck.rules.facts import load_registry
 from llmcheck.rules.load import load_shipped
 

@@ -11,7 +11,8 @@ from collections import Counter
 from benchmarks.corpus.score import CORPUS, Row, Verdict, judge, load_rows, load_signatures
 from benchmarks.report import table
 from llmcheck.logs.match import ScanResult
-from llmcheck.logs.scan import Signatures, scan_text
+from llmcheck.logs.scan import scan_text
+from llmcheck.logs.signatures import Signatures
 
 FILES = ("errors-dev.jsonl", "blind.jsonl", "unseen.jsonl")
 

@@ -28,7 +28,8 @@ SCAN = """
 import json, sys, time
 from benchmarks.logs.samples import peak_kib
 from llmcheck.logs.diagnose import diagnose
-from llmcheck.logs.scan import Signatures, scan
+from llmcheck.logs.scan import scan
+from llmcheck.logs.signatures import Signatures
 from llmcheck.logs.source import open_log
 from llmcheck.rules.facts import load_registry
 from llmcheck.rules.load import load_shipped

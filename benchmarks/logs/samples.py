@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llmcheck.logs.match import Group, ScanResult
-from llmcheck.logs.scan import Limits, Scanner, Signatures, scan_text
+from llmcheck.logs.scan import Limits, Scanner, scan_text
+from llmcheck.logs.signatures import Signatures
 from llmcheck.logs.source import Chunk, LineSplitter
 from llmcheck.rules.rule import Context, LogPattern, Rule
 

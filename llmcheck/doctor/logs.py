@@ -10,7 +10,8 @@ from llmcheck.doctor.examine import headline, stamps
 from llmcheck.logs.diagnose import Cause, Diagnosis, diagnose
 from llmcheck.logs.follow import Follower
 from llmcheck.logs.match import Group, ScanResult, TracebackGroup, Undecided
-from llmcheck.logs.scan import Signatures, scan
+from llmcheck.logs.scan import scan
+from llmcheck.logs.signatures import Signatures
 from llmcheck.logs.source import Window, open_log
 from llmcheck.progress import bytes_bar
 from llmcheck.report.finding import Check, Finding, LastException, Report

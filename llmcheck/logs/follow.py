@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from llmcheck.errors import UserError
 from llmcheck.logs.match import Group, ScanResult, TracebackGroup
-from llmcheck.logs.scan import Scanner, Signatures
+from llmcheck.logs.scan import Scanner
+from llmcheck.logs.signatures import Signatures
 from llmcheck.logs.source import BLOCK_BYTES, Chunk, LineSplitter, check_regular, encoding_of
 from llmcheck.paths import trouble
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 
 from llmcheck.logs.diagnose import without_echoes
-from llmcheck.logs.scan import Signatures, scan_text
+from llmcheck.logs.scan import scan_text
+from llmcheck.logs.signatures import Signatures
 from llmcheck.rules.engine import judge
 from llmcheck.rules.facts import Facts, Registry
 from llmcheck.rules.rule import Example, Pack, Rule

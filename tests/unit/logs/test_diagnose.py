@@ -7,7 +7,8 @@ import pytest
 from benchmarks.logs.samples import find, signature
 from llmcheck.logs.diagnose import Diagnosis, diagnose, spans
 from llmcheck.logs.match import ScanResult
-from llmcheck.logs.scan import Signatures, scan_text
+from llmcheck.logs.scan import scan_text
+from llmcheck.logs.signatures import Signatures
 from llmcheck.rules.rule import Rule
 
 

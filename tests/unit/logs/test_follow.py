@@ -10,7 +10,7 @@ import pytest
 from benchmarks.logs.samples import OOM, OVERFLOW, SHAPE
 from llmcheck.errors import UserError
 from llmcheck.logs.follow import Follower, Update
-from llmcheck.logs.scan import Signatures
+from llmcheck.logs.signatures import Signatures
 
 OOM_LINE = "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB\n"
 CRASH = 'Traceback (most recent call last):\n  File "a.py", line 1, in main\nValueError: x\n'

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.logs.samples import OOM, OVERFLOW, RULES, codes, find, in_blocks, only
 from llmcheck.logs.diagnose import diagnose
-from llmcheck.logs.scan import MAX_TEXT_CHARS, Signatures
+from llmcheck.logs.scan import MAX_TEXT_CHARS
+from llmcheck.logs.signatures import Signatures
 
 OOM_TEXT = "CUDA out of memory. Tried to allocate 2.00 GiB"
 CRASH = 'Traceback (most recent call last):\n  File "a.py", line 1, in main\n'
@@ -66,7 +67,8 @@ def test_any_number_of_ranks_is_survived() -> None:
 SCRIPT = """
 import sys
 from benchmarks.logs.samples import RULES, codes, peak_kib
-from llmcheck.logs.scan import Signatures, scan
+from llmcheck.logs.scan import scan
+from llmcheck.logs.signatures import Signatures
 from llmcheck.logs.source import open_log
 signatures = Signatures(RULES, "python")
 before = peak_kib()

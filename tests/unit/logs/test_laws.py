@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.logs.samples import OOM, SHAPE, SHM, WATCHDOG, in_blocks, signature
 from llmcheck.logs.clean import clean
-from llmcheck.logs.scan import Signatures
+from llmcheck.logs.signatures import Signatures
 from llmcheck.rules.rule import Context, Rule
 
 SHORT = signature("SHORT", ("rror: ", "ail"), r"^(?P<what>\w+)(?:rror: |ail)", group_by=("what",))

@@ -126,7 +126,7 @@ def test_ranks_are_counted_together() -> None:
 
 
 def test_a_place_costs_the_lines_of_a_log_nothing() -> None:
-    from llmcheck.logs.scan import Signatures
+    from llmcheck.logs.signatures import Signatures
 
     signatures = Signatures([DATA, ZERO], "python")
     assert (signatures.rules, signatures.places, len(signatures.literals)) == ((), (DATA, ZERO), 1)

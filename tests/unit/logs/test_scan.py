@@ -21,7 +21,8 @@ from benchmarks.logs.samples import (
     signature,
 )
 from llmcheck.logs.match import Match
-from llmcheck.logs.scan import OTHERS, Limits, Scanner, Signatures
+from llmcheck.logs.scan import OTHERS, Limits, Scanner
+from llmcheck.logs.signatures import Signatures
 from llmcheck.logs.source import Chunk
 from llmcheck.rules.rule import Context
 

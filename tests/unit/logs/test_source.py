@@ -14,7 +14,8 @@ from benchmarks.logs.samples import OOM, only
 from llmcheck.errors import UserError
 from llmcheck.logs import source as module
 from llmcheck.logs.match import ScanResult
-from llmcheck.logs.scan import Signatures, scan
+from llmcheck.logs.scan import scan
+from llmcheck.logs.signatures import Signatures
 from llmcheck.logs.source import LineSplitter, Window, open_log
 
 OOM_LINE = b"RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB"

@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks.logs.samples import OOM, find, in_blocks
 from llmcheck.logs.match import Raised, Traceback
-from llmcheck.logs.scan import Limits, Signatures
+from llmcheck.logs.scan import Limits
+from llmcheck.logs.signatures import Signatures
 from llmcheck.logs.tracebacks import choose
 
 HEAD = "Traceback (most recent call last):\n"
