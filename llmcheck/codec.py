@@ -120,7 +120,11 @@ def _decode(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             return _wrong(path, "an object", value, problems)
         return {key: _decode(args[1], part, f"{path}.{key}", problems) for key, part in value.items()}
     if kind is float:
-        return float(value) if _is_number(value) else _wrong(path, "a number", value, problems)
+        try:
+            return float(value) if _is_number(value) else _wrong(path, "a number", value, problems)
+        except OverflowError:  # an integer of hundreds of digits
+            problems.append(f"{path}: expected a number, found one too large")
+            return None
     if kind is int:
         return value if isinstance(value, int) and not isinstance(value, bool) else _wrong(path, "a whole number", value, problems)
     if kind is bool:

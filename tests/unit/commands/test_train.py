@@ -10,7 +10,9 @@ from typing import Any
 import prepared_data
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
+from llmcheck import planfile
 from llmcheck.cli import main
 from llmcheck.types import TrainSettings
 
@@ -260,7 +262,8 @@ def receipt_of(plan: Path, *, factor: float = 1.0, step_factor: float = 1.0, **c
         "step_s": document["time"]["step_s"] * step_factor,
         "phases": phases,
     }
-    return {"schema": "llmcheck.run/1", "plan_digest": document["digest"], "plan_edited": False, "ranks": [{**rank, **changes}]}
+    receipt = {"schema": "llmcheck.run/1", "plan_digest": document["digest"], "plan_edited": False, "outcome": "finished"}
+    return {**receipt, "ranks": [{**rank, **changes}]}
 
 
 @pytest.mark.parametrize(("factor", "step_factor", "expected"), [(1.0, 1.0, 0), (1.2, 1.0, 1), (0.8, 1.0, 1), (1.0, 3.0, 1)])
@@ -285,18 +288,106 @@ def test_another_plans_run_is_not_compared(plan: Path, tmp_path: Path, llmcheck:
     assert "error[other-plan]" in llmcheck("compare", plan, run)[2]
 
 
-@pytest.mark.parametrize("damage", [{"ranks": []}, {"ranks": [{"rank": 0}]}, {"ranks": None}, {"plan_edited": None, "ranks": [5]}])
-def test_a_damaged_receipt_is_an_error_and_no_traceback(damage: dict[str, Any], plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        ({"ranks": []}, "there is none"),
+        ({"ranks": [{"rank": 0}]}, "missing"),
+        ({"ranks": None}, "expected a list, found null"),
+        ({"plan_edited": None, "ranks": [5]}, "run.plan_edited"),
+        ({"peak_allocated_bytes": "5"}, "expected a whole number, found '5'"),
+        ({"peak_allocated_bytes": -5}, "less than nothing"),
+        ({"peak_allocated_bytes": 10**400}, "too large"),
+        ({"step_s": "1"}, "run.ranks[0].step_s: expected a number"),
+        ({"step_s": 10**400}, "run.ranks[0].step_s: expected a number, found one too large"),
+        ({"phases": [{"name": "fwd0", "peak_allocated_bytes": "x"}]}, "run.ranks[0].phases[0].peak_allocated_bytes"),
+        ({"rank": 1}, "rank 0 is missing"),
+        ({"peak_reserved_bytes": None}, "memory was measured on some"),
+    ],
+)
+def test_a_damaged_receipt_is_an_error_and_no_traceback(
+    damage: dict[str, Any], why: str, plan: Path, tmp_path: Path, llmcheck: Any
+) -> None:
     run = tmp_path / "run.json"
-    run.write_text(json.dumps({**receipt_of(plan), **damage}))
+    whole = {key: value for key, value in damage.items() if key in ("ranks", "plan_edited")}
+    run.write_text(json.dumps({**receipt_of(plan, **({} if whole else damage)), **whole}))
+    for form in ("text", "json"):
+        code, out, err = llmcheck("compare", plan, run, "--format", form)
+
+        assert (code, out) == (2, "")
+        assert "error[run-invalid]" in err
+        assert why in err
+        assert str(run) in err
+        assert "hint:" in err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("step_s", [None, 0.1])
+def test_a_run_that_ran_out_of_memory_is_not_as_planned(rank: int, step_s: float | None, plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**receipt_of(plan, factor=0.5, rank=rank, step_s=step_s), "outcome": "out-of-memory"}))
+    code, out, err = llmcheck("compare", plan, run)
+    document = json.loads(llmcheck("compare", plan, run, "--format", "json")[1])
+
+    assert (code, err) == (1, "")
+    assert f"memory ran out on rank {rank}" in out
+    assert "the plan said that the run fits" in out
+    assert (document["outcome"], document["within"]) == ("out-of-memory", False)
+    assert {row["within"] for row in document["rows"] if row["unit"] == "bytes"} == {None}, "it did not come to its peak"
+
+
+def test_out_of_memory_where_the_plan_said_so_is_as_planned(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    small = tmp_path / "small.json"
+    options = ("--method", "full", "--zero", "0", "--gpus", "1", "--micro-batch", "1", "--offload", "none", "--optimizer", "fused-adam")
+    assert llmcheck("plan", "--model", "llama-7b", "--gpu", "RTX-3060-12G", *options, "--out", small)[0] == 1
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**receipt_of(small, step_s=None), "outcome": "out-of-memory"}))
+
+    assert llmcheck("compare", small, run)[0] == 0
+
+
+def test_a_later_rank_may_have_timed_no_step(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    receipt = receipt_of(plan)
+    receipt["ranks"].append({**receipt["ranks"][0], "rank": 1, "step_s": None})
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps(receipt))
+
+    assert llmcheck("compare", plan, run)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("schema", "what", "hint"),
+    [
+        ("llmcheck.run/0", "of another version of llmcheck", "compare it with the llmcheck that wrote it"),
+        ("llmcheck.plan/1", "not a run receipt", "the plan comes first"),
+        (None, "not a run receipt", "run.json"),
+    ],
+)
+def test_what_is_no_receipt_of_this_version_says_what_to_do(
+    schema: str | None, what: str, hint: str, plan: Path, tmp_path: Path, llmcheck: Any
+) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**receipt_of(plan), "schema": schema}))
     code, _, err = llmcheck("compare", plan, run)
 
     assert code == 2
-    assert "error[run-invalid]" in err
+    assert what in err
+    assert hint in err
+
+
+@pytest.mark.parametrize("changes", [{}, {"outcome": "out-of-memory"}])
+def test_a_comparison_is_as_its_published_schema_says(changes: dict[str, Any], plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    schema = json.loads((Path(planfile.__file__).parent / "schema" / "compare-1.json").read_text(encoding="utf-8"))
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**receipt_of(plan), **changes}))
+
+    assert not list(Draft202012Validator(schema).iter_errors(json.loads(llmcheck("compare", plan, run, "--format", "json")[1])))
 
 
 def test_a_run_on_the_cpu_cannot_be_compared(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
     run = tmp_path / "run.json"
-    run.write_text(json.dumps(receipt_of(plan, peak_allocated_bytes=None, device_memory_bytes=None, device="cpu")))
+    run.write_text(
+        json.dumps(receipt_of(plan, peak_allocated_bytes=None, peak_reserved_bytes=None, device_memory_bytes=None, device="cpu"))
+    )
 
     assert llmcheck("compare", plan, run)[0] == 3
