@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,69 @@ def test_what_a_job_file_would_leave_out_is_refused(target: str, words: tuple[st
 
     assert (code, out) == (2, "")
     assert f"{words[0]} has no meaning with --for {target}" in err
+
+
+HOSTILE = 'it\'s a "plan" $(HOME) $$HOME ${HOME} `id` \\ 100% #x: - é 日本 😀'
+
+
+def kubernetes_sees(word: str) -> str:
+    """A word of a container's command as its process gets it, where no variable is known (third_party/forked/golang/expansion)."""
+    return word.replace("$$", "$") if "$(" not in word.replace("$$", "") else "expanded"
+
+
+def test_hostile_paths_arrive_in_every_job_file(tmp_path: Path, llmcheck: Any) -> None:
+    folder = tmp_path / HOSTILE
+    folder.mkdir()
+    plan = make_plan(llmcheck, folder / "p.json", "--gpus", "2")
+    base = ("--plan", plan, "--data", folder / "d", "--output", folder / "o")
+    words = ["--plan", str(plan), "--data", str(folder / "d"), "--output", str(folder / "o")]
+    found = {name: llmcheck("launch", "--for", name, *base)[1] for name in ("deepspeed", "torchrun", "slurm", "kubernetes", "skypilot")}
+    pod = list(yaml.safe_load_all(found["kubernetes"]))[1]["spec"]["template"]["spec"]["containers"][0]
+    scripts = {**found, "skypilot": yaml.safe_load(found["skypilot"])["run"]}
+    del scripts["kubernetes"]
+
+    assert [kubernetes_sees(word) for word in pod["command"][-6:]] == words
+    for name, script in scripts.items():
+        show = 'show() { printf \'%s\\0\' "$@"; }; srun() { show "$@"; }; torchrun() { show "$@"; }; deepspeed() { show "$@"; }; '
+        stubs = show + "scontrol() { echo node; }; export SLURM_JOB_NODELIST=n SLURM_JOB_ID=1 SKYPILOT_NODE_IPS=n; "
+        done = subprocess.run(["bash", "-c", stubs + script], capture_output=True, text=True, check=True)
+        assert done.stdout.split("\0")[-7:-1] == words, name
+
+
+@pytest.mark.parametrize("target", ["deepspeed", "slurm", "kubernetes", "skypilot"])
+def test_a_line_break_in_the_plans_path_ends_no_line_of_a_job_file(target: str, tmp_path: Path, data: Path, llmcheck: Any) -> None:
+    (tmp_path / "a\nb").mkdir()
+    plan = make_plan(llmcheck, tmp_path / "a\nb" / "p.json", "--gpus", "2")
+    code, out, err = llmcheck("launch", "--for", target, "--plan", plan, "--data", data, "--output", tmp_path / "o")
+
+    assert (code, out) == (2, "")
+    assert "--plan has characters that cannot be printed" in err
+
+
+@pytest.mark.parametrize("env", [{"A;touch x;B": "1"}, {"LD_PRELOAD": "x.so"}, {"PYTORCH_ALLOC_CONF": "a\nb"}])
+def test_a_plan_sets_nothing_but_the_allocator(env: dict[str, str], plan: Path, data: Path, tmp_path: Path, llmcheck: Any) -> None:
+    document = json.loads(plan.read_text())
+    document["launch"]["env"] = env
+    plan.write_text(json.dumps(document))
+    for words in (("launch", "--for", "slurm"), ("train", "--dry-run")):
+        code, out, err = llmcheck(*words, "--plan", plan, "--data", data, "--output", tmp_path / "o")
+
+        assert (code, out) == (2, "")
+        assert "error[plan-invalid]" in err
+        assert "launch.env" in err
+
+
+@pytest.mark.parametrize(("gpu", "name"), [("A100-40G", "A100"), ("A100-80G", "A100-80GB"), ("V100-32G", "V100-32GB"), ("L4", "L4")])
+def test_skypilot_is_asked_for_gpus_by_its_own_names(gpu: str, name: str, data: Path, tmp_path: Path, llmcheck: Any) -> None:
+    plan = make_plan(llmcheck, tmp_path / "p.json", "--gpus", "2", "--gpu", gpu, "--method", "lora")
+    sky = yaml.safe_load(llmcheck("launch", "--for", "skypilot", "--plan", plan, "--data", data, "--output", tmp_path / "o")[1])
+
+    assert sky["resources"]["accelerators"] == f"{name}:2"
+
+
+def test_what_launch_misses_is_launchs(plan: Path, data: Path, tmp_path: Path, llmcheck: Any) -> None:
+    assert "where: llmcheck launch" in llmcheck("launch", "--for", "slurm", "--plan", plan)[2]
+    assert "where: llmcheck launch" in llmcheck("launch", "--for", "slurm", "--data", data, "--output", tmp_path / "o")[2]
 
 
 def test_a_jobs_name_is_text_wherever_it_stands(plan: Path, data: Path, llmcheck: Any) -> None:
