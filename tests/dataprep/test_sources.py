@@ -40,6 +40,7 @@ def test_lines_keep_their_numbers_over_blank_ones(tmp_path: Path) -> None:
     [
         (b"{", "not-json"), (b'{"a":1}x', "not-json"), (b"\xff", "not-utf8"), (b'{"a":"\\ud800"}', "not-utf8"),
         (b"[" * 100_000, "not-json"), (b"1" * 5000, "not-json"),
+        (b'{"a":1,"a":2}', "not-json"), (b'{"m":[{"a":1,"b":2,"a":1}]}', "not-json"),
     ],
 )  # fmt: skip
 def test_a_bad_line_does_no_harm_to_its_neighbours(tmp_path: Path, line: bytes, reason: str) -> None:
@@ -112,6 +113,48 @@ def test_a_broken_list_says_at_which_row(tmp_path: Path, text: str, row: int, wh
 def test_an_object_over_several_lines_is_told_from_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one JSON object over several lines"):
         read(written(tmp_path, b'{\n "data": [{"a": 1}]\n}\n', "x.json"))
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_a_key_that_is_there_twice_is_a_bad_row_of_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", block)
+    data = b'[{"a": 1}, {"a": "\\ud83d", "b": {"c": 1, "c": 2}, "d": 5}, {"a": 2}]'
+    assert read(written(tmp_path, data, "x.json")) == [(1, {"a": 1}), (2, "not-json"), (3, {"a": 2})]
+
+
+def test_the_key_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    rows = [row for part in open_source(str(written(tmp_path, b'{"q":1,"out":1,"out":2}\n'))).read(lambda _: None) for row in part]
+    assert rows[0][1].detail == "the key 'out' is there twice"
+
+
+def test_lists_one_a_line_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one list after another") as caught:
+        read(written(tmp_path, b'[{"from": "human"}]\n[{"from": "human"}]\n'))
+    assert "jq -c '{conversations: .}'" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "way"),
+    [
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "zstd -d "),
+        ("a.jsonl", b"\x28\xb5\x2f\xfd", "zstd -d "),
+        ("a.jsonl.bz2", b"BZh91AY&SY", "bunzip2 -k "),
+        ("a.json.xz", b"\xfd7zXZ\0", "unxz -k "),
+        ("a b.zip", b"PK\x03\x04", "unzip '"),
+        ("a.csv", b"instruction,output", "pandas.read_csv"),
+        ("a.xlsx", b"PK\x03\x04", "pandas.read_excel"),
+    ],
+)
+def test_what_is_packed_or_a_table_says_how_to_get_at_its_rows(tmp_path: Path, name: str, data: bytes, way: str) -> None:
+    with pytest.raises(UserError) as caught:
+        open_source(str(written(tmp_path, data, name)))
+    assert way in (caught.value.hint or "")
+
+
+def test_zipped_utf16_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is UTF-16 text") as caught:
+        read(written(tmp_path, gzip.compress('{"a":1}\n'.encode("utf-16")), "x.jsonl.gz"))
+    assert "zcat" in (caught.value.hint or "")
 
 
 def test_a_half_surrogate_in_a_list_is_a_bad_row(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def _messages(sample: Sample) -> list[dict[str, Any]]:
 
 def _learn(sample: Sample) -> list[bool]:
     """For each answer whether it is learnt."""
-    return [turn.learn and bool(turn.content.strip() or turn.extra) for turn in sample.turns if turn.role == "assistant"]
+    return [turn.learn and turn.says_something for turn in sample.turns if turn.role == "assistant"]
 
 
 def _has_jinja() -> bool:

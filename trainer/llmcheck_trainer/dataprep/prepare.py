@@ -25,7 +25,7 @@ from llmcheck_trainer.dataprep.tally import Tally
 from llmcheck_trainer.dataprep.templates import NO_TAIL, Template
 from llmcheck_trainer.dataprep.work import Nowhere, Renderer, Work, judge
 
-VERSION = 1  # of what is written for given input; a change makes earlier folders stale
+VERSION = 2  # of what is written for given input; a change makes earlier folders stale
 TRIAL_ROWS = 1000  # of all files together that a dry run encodes: their shape shows in the first ones
 
 
