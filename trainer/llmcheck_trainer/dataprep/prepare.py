@@ -241,7 +241,8 @@ def _manifest(
         "sources": listed,
         "dropped": tally.dropped(),
         "truncated": tally.truncated(),
-        "lengths": tally.lengths(settings.seq_len),
+        "pieces": tally.pieces(),
+        "lengths": tally.lengths(settings.seq_len, drop_long=settings.too_long == "drop"),
         "notes": notes,
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import numpy as np
+
 from llmcheck.errors import UserError
 from llmcheck_trainer.dataprep import store, templates
 from llmcheck_trainer.dataprep import tokenizer as tokenizers_
@@ -131,7 +133,11 @@ class Work:
         tally.truncate(source.label, arrays.truncated_lines.tolist())
         tally.leave_all_out("no-supervised-token", source.label, arrays.unsupervised_lines.tolist())
         tally.leave_all_out("too-long", source.label, arrays.too_long_lines.tolist())
-        tally.measure(arrays.full_lengths)
+        plain = np.array(batch.plain, dtype=bool)
+        tally.measure(arrays.full_lengths, plain)
+        cut = np.array(batch.lines, dtype=np.int64)[plain & (arrays.full_lengths > settings.seq_len)]
+        tally.num_texts_cut += len(cut)
+        tally.num_pieces += int(np.isin(arrays.lines, cut).sum())
 
 
 def _read(value: Any, read: Reader) -> Sample | BadRowError:
