@@ -210,6 +210,64 @@ def test_a_missing_row_is_told(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_pat
         assert (outcome.code, message in outcome.stderr) == (2, True)
 
 
+def test_a_line_that_was_left_out_is_shown_with_its_reason(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    path = jsonl(GOOD, {**GOOD, "output": 5}, {**GOOD, "output": ""}, GOOD)
+    prepare(str(path))
+    for line, why in (
+        (2, 'it is bad: a field that should be text is not; "output" is a number'),
+        (3, "it was left out: every answer is empty"),
+    ):
+        for form in ("text", "json"):
+            outcome = llmcheck("data", "show", str(tmp_path / "out"), "--line", f"{path}:{line}", "--format", form)
+            assert (outcome.code, outcome.stdout) == (2, "")
+            assert f"where: {path}:{line}" in outcome.stderr
+            assert f"why: {why}" in outcome.stderr
+    beyond = llmcheck("data", "show", str(tmp_path / "out"), "--line", "9").stderr
+    assert "why: it is blank, or does not exist\n" in beyond
+
+
+def test_text_is_not_made_with_another_tokenizer(
+    llmcheck: Run, prepare: Run, jsonl: Rows, tokenizer_folder: Path, with_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    prepare(str(jsonl(GOOD)))
+    moved = with_config("moved")
+    assert llmcheck("data", "show", str(tmp_path / "out"), "--tokenizer", str(moved)).code == 0
+    model = json.loads((moved / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = model["model"]["vocab"]
+    one, two = [token for token, place in vocabulary.items() if 300 < place < 303]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (moved / "tokenizer.json").write_text(json.dumps(model), encoding="utf-8")
+    outcome = llmcheck("data", "show", str(tmp_path / "out"), "--tokenizer", str(moved), cwd=tmp_path)  # cwd: answers are remembered
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "is another than the one that made the data" in outcome.stderr
+
+
+def test_a_tokenizer_that_has_moved_is_asked_for(llmcheck: Run, jsonl: Rows, with_config: Callable[..., Path], tmp_path: Path) -> None:
+    folder = with_config("here")
+    words = ["--tokenizer", "here", "--seq-len", "64", "--out", "out", "--template", "belle", "--fast", "off"]
+    assert llmcheck("data", "prepare", str(jsonl(GOOD)), *words, cwd=tmp_path).code == 0
+    outcome = llmcheck("data", "show", str(tmp_path / "out"), cwd=tmp_path / "out")
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "why: it has moved, or the path counts from another folder" in outcome.stderr
+    assert "hint: --tokenizer DIR" in outcome.stderr
+    assert llmcheck("data", "show", str(tmp_path / "out"), "--tokenizer", str(folder), cwd=tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("show", "--template", "belle"), ("show", "--seq-len", "9"), ("show", "--out", "x"), ("show", "--max-bad", "0"),
+        ("show", "--rows", "2", "--row", "1"), ("prepare", "--rows", "2"), ("prepare", "--row", "0"), ("prepare", "--line", "1"),
+    ],
+)  # fmt: skip
+def test_options_of_the_other_action_are_refused(llmcheck: Run, words: tuple[str, ...], tmp_path: Path) -> None:
+    action, flag, *_ = words
+    common = [] if action == "show" else ["--tokenizer", "t", "--seq-len", "9", "--out", "o"]
+    outcome = llmcheck("data", *words, str(tmp_path), *common)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert flag in outcome.stderr.splitlines()[0]
+
+
 def test_damaged_data_is_not_shown(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
     prepare(str(jsonl(GOOD)))
     with (tmp_path / "out" / "tokens.bin").open("ab") as file:
