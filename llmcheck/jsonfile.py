@@ -148,7 +148,9 @@ def load_object(path: str, *, what: str, where: str = "", max_bytes: int = MAX_B
     """Like :func:`load` for a file that must hold a JSON object."""
     document = load(path, what=what, where=where, max_bytes=max_bytes)
     if not isinstance(document, dict):
-        raise UserError(f"the {what} must be a JSON object, not {kind_of(document)}", code="not-json", where=where or path)
+        raise UserError(
+            f"the {what} must be a JSON object, not {kind_of(document)}", code="not-json", where=where or path, hint="is this the file?"
+        )
     return document
 
 

@@ -140,7 +140,7 @@ def _date(text: str) -> str:
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError as reason:
-        raise UserError(f"--date needs YYYY-MM-DD, not {text[:60]!r}", code="usage", where="--date") from reason
+        raise UserError(f"--date needs YYYY-MM-DD, not {text[:60]!r}", code="usage", where="--date", hint="--date 2026-11-24") from reason
 
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:

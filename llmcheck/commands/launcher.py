@@ -84,14 +84,22 @@ def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
         )
     found = parse(read_bytes(path, what="hostfile", where=where, max_bytes=MAX_BYTES).decode("utf-8", "replace"))
     if found.bad:
-        raise UserError(f"line {found.bad[0][0]} of {path} is not `host slots=N`", code="hostfile", where=where, why=found.bad[0][1])
+        raise UserError(
+            f"line {found.bad[0][0]} of {path} is not `host slots=N`",
+            code="hostfile",
+            where=where,
+            why=found.bad[0][1],
+            hint="one line a node: `worker-0 slots=8`",
+        )
     if found.duplicates:
-        raise UserError(f"{path} names {found.duplicates[0]} twice", code="hostfile", where=where, why="DeepSpeed stops at that")
+        hint = "give each host one line, with all of its slots"
+        raise UserError(f"{path} names {found.duplicates[0]} twice", code="hostfile", where=where, why="DeepSpeed stops at that", hint=hint)
     strange = next((host for host in found.slots if not is_host_name(host)), None)
     if strange is not None:
         why = "shells and ssh are handed it as it is, and could take it for something else"
         where = f"{where}, line {found.lines[strange]}"
-        raise UserError(f"{strange[:60]!r} cannot be the name of a host", code="hostfile", where=where, why=why)
+        hint = "a name or an address: letters, digits, dots, hyphens"
+        raise UserError(f"{strange[:60]!r} cannot be the name of a host", code="hostfile", where=where, why=why, hint=hint)
     if len(found.slots) < num_nodes:
         raise UserError(
             f"{path} has {len(found.slots)} hosts, the plan has {num_nodes} nodes", code="hostfile", where=where, hint="plan with --nodes"
@@ -100,7 +108,10 @@ def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
     small = [host for host in hosts if found.slots[host] < gpus_per_node]
     if small:
         raise UserError(
-            f"{small[0]} has {found.slots[small[0]]} slots, the plan wants {gpus_per_node} GPUs on each node", code="hostfile", where=where
+            f"{small[0]} has {found.slots[small[0]]} slots, the plan wants {gpus_per_node} GPUs on each node",
+            code="hostfile",
+            where=f"{where}, line {found.lines[small[0]]}",
+            hint=f"say slots={gpus_per_node} where it has as many GPUs; or plan with other --gpus and --nodes",
         )
     return hosts
 

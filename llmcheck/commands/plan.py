@@ -319,7 +319,8 @@ def _choice(group: Any, flag: str, options: Sequence[str], text: str) -> None:
 def _timeline_path(text: str) -> str:
     if text.lower().endswith((".svg", ".png")):
         return text
-    raise UserError(f"--timeline cannot write {text!r}", code="usage", where="--timeline", why="the name must end in .svg or .png")
+    why, hint = "the name must end in .svg or .png", "such as --timeline step.svg"
+    raise UserError(f"--timeline cannot write {text!r}", code="usage", where="--timeline", why=why, hint=hint)
 
 
 def _free(value: Any) -> Any:

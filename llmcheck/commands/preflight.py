@@ -46,7 +46,8 @@ def allowances(words: Iterable[str]) -> tuple[Allowed, ...]:
             if equals and not reason.strip():
                 raise _no_reason(each)
             if not reason.isprintable():
-                raise UserError(f"the reason of --allow {each} has characters that cannot be printed", code="usage", where="--allow")
+                what = f"the reason of --allow {each} has characters that cannot be printed"
+                raise UserError(what, code="usage", where="--allow", why="the plan and the receipt keep it", hint="one line of plain text")
             _check(known, each, reasoned=bool(equals))
             found[known] = Allowed(code=known, reason=reason.strip())
     return tuple(found.values())

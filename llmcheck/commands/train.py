@@ -222,11 +222,13 @@ def settings_of(args: argparse.Namespace, sets: list[train_data.Given], allowed:
     strange = [name for name, value in values.items() if isinstance(value, str) and not value.isprintable()]
     if strange:
         flag = "--" + strange[0].replace("_", "-")
-        raise UserError(f"{flag} has characters that cannot be printed", code="usage", where=flag, why="job files could not hold it")
+        why, hint = "job files could not hold it", "rename it"
+        raise UserError(f"{flag} has characters that cannot be printed", code="usage", where=flag, why=why, hint=hint)
     for name in ("patience", "eval_every", "num_generations"):
         if values.get(name) and not values.get("eval_data"):
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} needs --eval-data", code="conflict", where=flag, why="nothing is evaluated without held-out data")
+            why, hint = "nothing is evaluated without held-out data", "add --eval-data, or leave it out"
+            raise UserError(f"{flag} needs --eval-data", code="conflict", where=flag, why=why, hint=hint)
     return TrainSettings(**values)
 
 

@@ -41,5 +41,6 @@ def _take(folder: str) -> int | None:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as reason:
-        raise UserError(f"cannot write in {folder}", code="output", where="--output", why=reason.strerror or str(reason)) from reason
+        why, hint = reason.strerror or str(reason), "name a folder that can be written to"
+        raise UserError(f"cannot write in {folder}", code="output", where="--output", why=why, hint=hint) from reason
     return lock.hold(os.path.join(folder, lock.TRAINER), wait_s=RANKS_END_S)

@@ -308,5 +308,9 @@ def find_weights(spec: ModelSpec, given: str) -> str:
     if spec.hub_id:
         return weights.find_folder(spec.hub_id)
     raise UserError(
-        f"where are the weights of {spec.name}?", code="weights", where="--weights", why="the plan names neither a folder nor a Hub name"
+        f"where are the weights of {spec.name}?",
+        code="weights",
+        where="--weights",
+        why="the plan names neither a folder nor a Hub name",
+        hint="--weights FOLDER, or a Hub name",
     )

@@ -77,12 +77,17 @@ def _files(folder: str) -> list[str]:
             missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
             if missing:
                 raise UserError(
-                    f"{len(missing)} of {len(names)} weight files are missing", code="weights", where=folder, why=f"no {missing[0]}"
+                    f"{len(missing)} of {len(names)} weight files are missing",
+                    code="weights",
+                    where=folder,
+                    why=f"no {missing[0]}",
+                    hint="copy or download them: the index beside them names them all",
                 )
             return [os.path.join(folder, name) for name in names]
         if os.path.isfile(os.path.join(folder, stem)):
             return [os.path.join(folder, stem)]
-    raise UserError(f"no weights in {folder}", code="weights", where="--weights", why="neither model.safetensors nor pytorch_model.bin")
+    why, hint = "neither model.safetensors nor pytorch_model.bin, nor an index of either", "is it the model's folder? --weights FOLDER"
+    raise UserError(f"no weights in {folder}", code="weights", where="--weights", why=why, hint=hint)
 
 
 def _safetensors(path: str) -> Mapping[str, Reader]:

@@ -80,7 +80,9 @@ def choose(tokenizer: Tokenizer, fast: str) -> tuple[Encoder, str]:
         except Exception as reason:  # what a young package may raise for a tokenizer that it does not support
             why = f"gigatoken does not take this tokenizer ({str(reason)[:120]})"
     if fast == "require":
-        raise CouldNotCheckError("the fast encoder cannot be used", code="missing-package", where="--fast require", why=why)
+        raise CouldNotCheckError(
+            "the fast encoder cannot be used", code="missing-package", where="--fast require", why=why, hint="--fast auto"
+        )
     return slow, f"encoded with {slow.name}: {why}"
 
 

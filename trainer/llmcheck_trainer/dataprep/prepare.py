@@ -80,7 +80,9 @@ def prepare(settings: Settings, begin: Callable[[Beginning], None] = lambda _: N
             return Outcome(_write(settings, tokenizer, renderer, encoder, sources, asked), False, note)
         except DisagreementError as reason:
             if settings.fast == "require":
-                raise UserError("the fast encoder gives other tokens", code="encoder", where="--fast require", why=str(reason)) from reason
+                raise UserError(
+                    "the fast encoder gives other tokens", code="encoder", where="--fast require", why=str(reason), hint="--fast auto"
+                ) from reason
             encoder, _ = choose(tokenizer, "off")
             again = [open_source(source.path, source.label) for source in sources]
             manifest = _write(settings, tokenizer, renderer, encoder, again, asked)
@@ -105,9 +107,12 @@ def try_first(settings: Settings) -> Trial:
         work = Work(settings, tokenizer, renderer, encoder, Nowhere(), tally)
         for place, source in enumerate(sources):
             share = -(-TRIAL_ROWS // len(sources))
+            left = share
             for rows in source.read(lambda _: None, hashed=False):
-                work.take_rows(place, source, rows[:share])
-                break
+                work.take_rows(place, source, rows[:left])
+                left -= len(rows)
+                if left <= 0:
+                    break
         judge(settings, tally, finished=True)
         files = {name: {"sha256": "", "num_bytes": 0} for name in store.FILES}
         trial = {**_manifest(settings, tokenizer, renderer, sources, asked, tally), "files": files}

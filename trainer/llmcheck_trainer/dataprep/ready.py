@@ -118,7 +118,7 @@ def _would(settings: Settings, flag: str, trial: Trial) -> list[str]:
         f"{flag}: would prepare {sources} file{'s' if sources != 1 else ''}, {human_bytes(trial.num_bytes)}, to {settings.out}{again}: "
         f"tokenizer {settings.tokenizer}, template {template}, {settings.seq_len:,} tokens"
     )
-    used, read = trial.manifest["num_rows"], trial.num_rows_read
+    used, read = report.num_rows_used(trial.manifest), trial.num_rows_read
     return [head, f"{used:,} of the first {read:,} rows would be used", *report.brief(trial.manifest, _PLAIN)[1:]]
 
 

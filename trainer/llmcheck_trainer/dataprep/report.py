@@ -44,12 +44,16 @@ def brief(manifest: Mapping[str, Any], terminal: Terminal) -> list[str]:
     return [head, *told, *(paint(f"note: {escape(note)}", _YELLOW, terminal) for note in manifest.get("notes", ()))]
 
 
+def num_rows_used(manifest: Mapping[str, Any]) -> int:
+    """Rows of the sources that became one or more of those that are written."""
+    pieces = manifest.get("pieces") or {"count": 0, "num_rows": 0}
+    return int(manifest["num_rows"] - pieces["num_rows"] + pieces["count"])
+
+
 def _rows(manifest: Mapping[str, Any]) -> str:
     """How many rows became of how many; a plain text longer than the sequence length becomes several."""
-    pieces = manifest.get("pieces") or {"count": 0, "num_rows": 0}
-    rows, more = manifest["num_rows"], ""
-    if pieces["count"]:
-        rows += pieces["count"] - pieces["num_rows"]
+    rows, more, pieces = num_rows_used(manifest), "", manifest.get("pieces")
+    if pieces and pieces["count"]:
         texts = "1 longer text" if pieces["count"] == 1 else f"{pieces['count']:,} longer texts"
         more = f", as {manifest['num_rows']:,} sequences: {texts} in {pieces['num_rows']:,} pieces"
     return f"{rows:,} rows of {manifest.get('num_source_rows', manifest['num_rows']):,}{more}"

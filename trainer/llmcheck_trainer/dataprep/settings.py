@@ -44,7 +44,11 @@ def from_json(text: str) -> Settings:
         return Settings(**document)
     except (ValueError, TypeError, KeyError) as reason:
         raise UserError(
-            "not the settings of a preparation", code="usage", why=str(reason), hint="`llmcheck data prepare` writes them"
+            "not the settings of a preparation",
+            code="usage",
+            where="llmcheck_trainer.dataprep",
+            why=str(reason),
+            hint="`llmcheck data prepare` writes them",
         ) from reason
 
 

@@ -126,7 +126,13 @@ def open_source(path: str, label: str = "") -> Source:
                 f"{label} is a folder", code="input", where=label, hint="name the files in it: " + os.path.join(label, "*.jsonl")
             )
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{label} is not a regular file", code="input", where=label, why="it is read twice, so it cannot be a pipe")
+            raise UserError(
+                f"{label} is not a regular file",
+                code="input",
+                where=label,
+                why="it is read twice, so it cannot be a pipe",
+                hint="write it to a file",
+            )
         with open(path, "rb") as file:
             magic = file.read(8)
     except (OSError, ValueError) as reason:
