@@ -21,6 +21,10 @@ def command(plan_file: PlanFile, path: str, settings: TrainSettings, args: argpa
     if args.rendezvous is not None and (args.launcher != "torchrun" or cluster.num_nodes == 1):
         why = "only torchrun's nodes meet" if args.launcher != "torchrun" else "the plan has one node, which meets nobody"
         raise UserError("--rendezvous has no meaning here", code="conflict", where="--rendezvous", why=why, hint="leave it out")
+    if args.hostfile is not None and cluster.num_nodes == 1:
+        why = "the plan has one node: it would run here, whatever the file names"
+        hint = "leave it out, and start it on the host itself; or plan with --nodes"
+        raise UserError("--hostfile has no meaning here", code="conflict", where="--hostfile", why=why, hint=hint)
     hosts = _hosts(args.hostfile, cluster.num_nodes, cluster.gpus_per_node)
     words = ["--plan", path, *words_of(settings)]
     env = dict(plan_file.launch.env)
@@ -101,8 +105,14 @@ def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
         hint = "a name or an address: letters, digits, dots, hyphens"
         raise UserError(f"{strange[:60]!r} cannot be the name of a host", code="hostfile", where=where, why=why, hint=hint)
     if len(found.slots) < num_nodes:
+        number = len(found.slots)
         raise UserError(
-            f"{path} has {len(found.slots)} hosts, the plan has {num_nodes} nodes", code="hostfile", where=where, hint="plan with --nodes"
+            f"{path} has {number} host{'s' if number != 1 else ''}, the plan has {num_nodes} nodes",
+            code="hostfile",
+            where=where,
+            why="every node needs its line",
+            hint=f"add {num_nodes - number} more, `worker-{number} slots={gpus_per_node}`"
+            + (f"; or plan with --nodes {number}" if number else ""),
         )
     hosts = list(found.slots)[:num_nodes]
     small = [host for host in hosts if found.slots[host] < gpus_per_node]

@@ -104,6 +104,16 @@ def test_every_setting_reaches_the_trainer_by_its_own_option(plan: Path, data: P
     assert found[found.index("--plan") + 6 :] == words  # after plan, data and output, in the settings' order
 
 
+def test_a_hostfile_of_a_plan_with_one_node_is_not_ignored(plan: Path, data: Path, tmp_path: Path, llmcheck: Any) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("far slots=8\n")
+    for words in (("train", "--dry-run"), ("launch", "--for", "deepspeed"), ("launch", "--for", "torchrun")):
+        code, out, err = llmcheck(*words, "--plan", plan, "--data", data, "--output", tmp_path / "o", "--hostfile", hosts)
+
+        assert (code, out) == (2, "")
+        assert "the plan has one node: it would run here, whatever the file names" in err
+
+
 def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path, tmp_path: Path, llmcheck: Any) -> None:
     plan = make_plan(llmcheck, tmp_path / "plan.json", "--gpus", "16", "--nodes", "2")
     base = ("train", "--plan", plan, "--data", tmp_path / "d", "--output", tmp_path / "o", "--dry-run")
@@ -112,10 +122,13 @@ def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path
     assert "there is no --hostfile" in llmcheck(*base)[2]
     assert "there is no hostfile" in llmcheck(*base, "--hostfile", hosts)[2]
     for text, said in (
-        ("a slots=8\n", "1 hosts, the plan has 2 nodes"),
+        ("a slots=8\n", "1 host, the plan has 2 nodes"),
+        ("a slots=8\n", "add 1 more, `worker-1 slots=8`; or plan with --nodes 1"),
+        ("# none\n", "0 hosts, the plan has 2 nodes"),
         ("a slots=8\na slots=8\n", "names a twice"),
         ("a slots=8\nb 8\n", "line 2"),
         ("a slots=8\nb slots=4\n", "b has 4 slots"),
+        ("a slots=8\nb slots=4\n", f"{hosts}, line 2"),
         ("a slots=8\n-oProxyCommand=x slots=8\n", "'-oProxyCommand=x' cannot be the name of a host"),
         ("a slots=8\n$(x) slots=8\n", "'$(x)' cannot be the name of a host"),
     ):
