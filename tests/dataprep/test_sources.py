@@ -141,6 +141,7 @@ def test_lists_one_a_line_are_told(tmp_path: Path) -> None:
         ("a.jsonl.bz2", b"BZh91AY&SY", "bunzip2 -k "),
         ("a.json.xz", b"\xfd7zXZ\0", "unxz -k "),
         ("a b.zip", b"PK\x03\x04", "unzip '"),
+        ("a.parquet.gz", b"\x1f\x8b", "gunzip -k "),
         ("a.csv", b"instruction,output", "pandas.read_csv"),
         ("a.xlsx", b"PK\x03\x04", "pandas.read_excel"),
     ],
@@ -203,7 +204,30 @@ def test_parquet_and_arrow(tmp_path: Path, kind: str) -> None:
         make = pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream
         with make(str(path), table.schema) as writer:
             writer.write_table(table)
-    assert read(path) == list(enumerate(rows, 1))
+    assert read(path) == [(number, {**row, "n": None}) for number, row in enumerate(rows, 1)], "n is not used"
+
+
+def test_rows_without_a_column_that_is_used_are_not_lost(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"a": [1, 2], "b": [3, 4]}), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet") == [(1, {"a": None, "b": None}), (2, {"a": None, "b": None})]
+
+
+def test_columns_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    when, far = pyarrow.array([1, 2**62], pyarrow.timestamp("ns")), pyarrow.array([2**60] * 2, pyarrow.timestamp("ms"))
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "when": when, "far": far}), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet") == [(line, {"text": text, "when": None, "far": None}) for line, text in ((1, "a"), (2, "b"))]
+
+
+def test_text_of_a_table_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    offsets, data = (pyarrow.py_buffer(part) for part in (b"\0\0\0\0\1\0\0\0\3\0\0\0\4\0\0\0", b"a\xff\xfeb"))
+    parquet.write_table(pyarrow.table({"text": pyarrow.StringArray.from_buffers(3, offsets, data)}), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet") == [(1, {"text": "a"}), (2, "not-utf8"), (3, {"text": "b"})]
 
 
 def test_a_damaged_parquet_file_is_told(tmp_path: Path) -> None:

@@ -99,9 +99,10 @@ class ChatTemplate:
         return results
 
     def _send(self, document: Any) -> None:
+        # What tables hold beside text in a turn, dates and the like, is handed on as text.
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(document).encode() + b"\n")
+            self._process.stdin.write(json.dumps(document, default=str).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as reason:
             raise self._died() from reason

@@ -56,6 +56,8 @@ _PAIRS = (
     ("input", "output"),
 )
 _LISTS = ("messages", "conversations", "conversation")
+# All that is read of a row.
+FIELDS = frozenset({*(name for pair in _PAIRS for name in pair), *_LISTS, "context", "history", "system", "text", "tools"})
 _CALLS = ("tool_calls", "function_call")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
@@ -282,7 +284,13 @@ def _shown(value: object) -> str:
 def _kind(value: object) -> str:
     if value is None:
         return "null"
-    for kinds, name in (((bool,), "true or false"), ((int, float), "a number"), ((str,), "a string"), ((list, tuple), "a list")):
+    for kinds, name in (
+        ((bool,), "true or false"),
+        ((int, float), "a number"),
+        ((str,), "a string"),
+        ((bytes,), "bytes"),
+        ((list, tuple), "a list"),
+    ):
         if isinstance(value, kinds):
             return name
     return "an object"

@@ -160,6 +160,8 @@ def open_source(path: str, label: str = "") -> Source:
     hint = "write its rows as JSON lines"
     if ending in _TABLES:
         hint += f': python -c \'import pandas; pandas.{_TABLES[ending]}.to_json("rows.jsonl", orient="records", lines=True)\''
+    if zipped and ending in (".parquet", ".arrow", ".feather"):
+        hint = f"unpack it: gunzip -k {quote(label)}"
     raise UserError(f"{label} is no file of rows that is known", code="input", where=label, why=f"known are {ADVICE}", hint=hint)
 
 

@@ -173,5 +173,11 @@ def judge(settings: Settings, tally: Tally, *, finished: bool) -> None:
 def _way_out(reason: str, settings: Settings) -> str:
     if reason in ("no-supervised-token", "too-long"):
         return f"nothing was written; {settings.seq_len} tokens leave no room for answers: longer sequences, or a shorter template"
+    if not reason:
+        return "nothing was written; are these the right files?"
+    if reason == "not-utf8":
+        return "nothing was written; text must be UTF-8; a file of GB18030: iconv -f GB18030 -t UTF-8 FILE > NEW"
+    if reason == "template":
+        return "nothing was written; choose another --template, or mend the rows"
     more = ", or allow more with --max-bad" if settings.max_bad is not None else "; is --rows-are right?"
     return "nothing was written; mend the rows" + more
