@@ -69,6 +69,22 @@ def test_text_of_rows_cannot_drive_the_terminal(llmcheck: Run, prepare: Run, jso
     assert "\\x1b[2J" in shown.stdout
 
 
+def test_names_of_files_cannot_drive_the_terminal(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    prepare(str(jsonl(GOOD, name="a\n\x1b[31mb.jsonl")))
+    shown = llmcheck("data", "show", str(tmp_path / "out"), cwd=tmp_path)
+    assert shown.code == 0
+    assert "\x1b" not in shown.stdout
+    assert "a\\n\\x1b[31mb.jsonl:1): " in shown.stdout
+
+
+def test_the_next_command_can_be_pasted(llmcheck: Run, jsonl: Rows, tokenizer_folder: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "my data")
+    folder = str(tokenizer_folder)
+    words = ["--tokenizer", folder, "--seq-len", "64", "--out", out, "--template", "belle", "--fast", "off"]
+    outcome = llmcheck("data", "prepare", str(jsonl(GOOD)), *words)
+    assert f"see samples: llmcheck data show '{out}'" in outcome.stdout
+
+
 def test_json_for_programs(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
     manifest = json.loads(prepare(str(jsonl(GOOD)), "--format", "json").stdout)
     assert manifest["schema"] == "llmcheck.data/1"

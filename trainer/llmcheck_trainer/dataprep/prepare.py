@@ -113,7 +113,7 @@ def try_first(settings: Settings) -> Trial:
                 left -= len(rows)
                 if left <= 0:
                     break
-        judge(settings, tally, finished=True)
+        judge(settings, tally, renderer, finished=True)
         files = {name: {"sha256": "", "num_bytes": 0} for name in store.FILES}
         trial = {**_manifest(settings, tokenizer, renderer, sources, asked, tally), "files": files}
         return Trial(trial, False, changes, tally.num_source_rows, num_bytes)
@@ -200,7 +200,7 @@ def _write(
         work = Work(settings, tokenizer, renderer, encoder, writer, tally)
         for place, source in enumerate(sources):
             work.take(place, source, advance)
-        judge(settings, tally, finished=True)
+        judge(settings, tally, renderer, finished=True)
         return writer.finish(_manifest(settings, tokenizer, renderer, sources, asked, tally))
 
 
@@ -226,7 +226,7 @@ def _manifest(
     asked: dict[str, Any],
     tally: Tally,
 ) -> dict[str, Any]:
-    notes = [*tokenizer.notes, *_template_notes(tokenizer, renderer)]
+    notes = [*tokenizer.notes, *_template_notes(tokenizer, renderer), *_repeated(sources)]
     listed = [{"path": each.label, "sha256": each.sha256, "num_bytes": each.num_bytes, "num_rows": each.num_rows} for each in sources]
     inputs = hashlib.sha256(json.dumps([asked, [each["sha256"] for each in listed]], sort_keys=True).encode()).hexdigest()
     name = None if renderer is None else renderer.name
@@ -250,6 +250,22 @@ def _manifest(
         "lengths": tally.lengths(settings.seq_len, drop_long=settings.too_long == "drop"),
         "notes": notes,
     }
+
+
+def _repeated(sources: Iterable[Source]) -> list[str]:
+    """Files of the same content: each of their rows is learnt as often as they are named."""
+    first: dict[str, str] = {}
+    notes = []
+    for each in sources:
+        if not each.sha256:  # a trial that came to no end
+            continue
+        if each.sha256 not in first:
+            first[each.sha256] = each.label
+        elif first[each.sha256] == each.label:
+            notes.append(f"{each.label} is named twice: its rows are learnt as often")
+        else:
+            notes.append(f"{each.label} is {first[each.sha256]} under another name: its rows are learnt twice")
+    return notes
 
 
 def _template_notes(tokenizer: tokenizers_.Tokenizer, renderer: Renderer | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any
 
 from llmcheck.console import Terminal, complain
@@ -90,7 +91,7 @@ def _made(settings: Settings, flag: str, wanted: Wanted) -> _Found:
         complain([lines[0] + lines[1], *lines[2:]])
     else:
         complain([f"{flag}: {line}" if not at else line for at, line in enumerate(report.brief(outcome.manifest, _PLAIN))])
-        complain([f"see samples: llmcheck data show {settings.out}"])
+        complain([f"see samples: llmcheck data show {quote(settings.out)}"])
     if outcome.note:
         complain([f"note: {outcome.note}"])
     return _Found(_look_at(settings.out, flag, wanted, compared=not outcome.reused), settings.files)

@@ -113,7 +113,7 @@ def lengths(manifest: dict[str, Any], terminal: Terminal) -> list[str]:
 
 def sample(title: str, parts: Sequence[tuple[str, bool]], num_tokens: int, num_learnt: int, terminal: Terminal) -> list[str]:
     """A row: what is learnt green (without colours in brackets), the rest dim."""
-    lines = [paint(f"{title}: {num_tokens:,} tokens, {num_learnt:,} learnt", _BOLD, terminal)]
+    lines = [paint(f"{escape(title)}: {num_tokens:,} tokens, {num_learnt:,} learnt", _BOLD, terminal)]
     marks = ("", "") if terminal.colour else ("⟦", "⟧") if terminal.unicode else ("[[", "]]")
     text = ""
     for part, learnt in parts:

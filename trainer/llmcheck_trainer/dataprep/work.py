@@ -61,7 +61,7 @@ class Work:
         """Read, encode and write the rows of one source."""
         for rows in source.read(advance):
             self.take_rows(place, source, rows)
-            judge(self._settings, self._tally, finished=False)
+            judge(self._settings, self._tally, self._renderer, finished=False)
 
     def take_rows(self, place: int, source: Source, rows: Rows) -> None:
         """Likewise some rows of it."""
@@ -150,7 +150,7 @@ def _read(value: Any, read: Reader) -> Sample | BadRowError:
         return reason
 
 
-def judge(settings: Settings, tally: Tally, *, finished: bool) -> None:
+def judge(settings: Settings, tally: Tally, renderer: Renderer | None, *, finished: bool) -> None:
     """Raise UserError when too many rows are bad to go on, or nothing is left in the end."""
     bad, total, limit = tally.num_bad, tally.num_source_rows, settings.max_bad
     none_good = total >= EARLY_ROWS and bad == total
@@ -166,11 +166,14 @@ def judge(settings: Settings, tally: Tally, *, finished: bool) -> None:
         code="data",
         where=f"{first['file']}, row or line {first['line']}" if first else ", ".join(settings.files[:3]),
         why=f"{REASONS[reason]}; {first.get('detail', '')}".rstrip("; ") if first else "the files are empty",
-        hint=_way_out(reason, settings),
+        hint=_way_out(reason, settings, left_out=isinstance(renderer, ChatTemplate) and renderer.num_missing > 0),
     )
 
 
-def _way_out(reason: str, settings: Settings) -> str:
+def _way_out(reason: str, settings: Settings, *, left_out: bool) -> str:
+    """What to do next; `left_out`: answers were not found in what the chat template makes of them."""
+    if reason == "no-supervised-token" and left_out:
+        return "nothing was written; the chat template leaves answers out, or changes them: is it one? choose another --template"
     if reason in ("no-supervised-token", "too-long"):
         return f"nothing was written; {settings.seq_len} tokens leave no room for answers: longer sequences, or a shorter template"
     if not reason:
