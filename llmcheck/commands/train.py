@@ -108,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
         sets.append(train_data.given("--eval-data", args.eval_data, args.output))
     train_data.check_options(args, sets)
     settings = settings_of(args, sets, allowed)
-    if not args.dry_run:
+    if not args.dry_run:  # which is made anywhere
+        train_data.check_weights(args.weights)
         _make_output(settings.output)
     path, plan_file = plan_of(args)
     check(plan_file, path, allowed)

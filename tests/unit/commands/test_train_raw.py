@@ -529,6 +529,20 @@ def test_a_hostfile_with_more_hosts_than_the_plan_is_no_finding(run: Train, mode
     assert done.launched[1:7] == ["--hostfile", str(hosts), "--num_nodes", "2", "--num_gpus", "2"]
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"), [("./nope", "cannot read the folder of the weights"), ("~/m", "the shell did not put your home")]
+)
+def test_weights_that_are_nowhere_stop_before_anything_is_made(go: Train, tmp_path: Path, weights: str, said: str) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", *BELLE)
+    done = go("--data", file, "--weights", weights)
+
+    assert (done.code, done.launched) == (2, None)
+    assert said in done.err
+    assert f"where: --weights {weights}" in done.err
+    assert not (tmp_path / "out").exists()
+    assert go("--data", file, "--weights", weights, "--dry-run").code == 0, "which is made anywhere"
+
+
 def test_what_doctor_did_not_examine_is_said(run: Train, model: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     words = ["--gpus", "1", "--gpu", "A100-40G", "--micro-batch", "1", "--seq-len", str(SEQ), "--out", str(plan)]
