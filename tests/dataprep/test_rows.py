@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcheck_trainer.dataprep.rows import REASONS, BadRowError, Turn, reader_of
+from llmcheck_trainer.dataprep.rows import REASONS, BadRowError, Turn, _called, reader_of
 
 Pairs = list[tuple[str, str]]
 
@@ -110,6 +111,30 @@ def test_known_shapes(row: Any, expected: Pairs) -> None:
 )
 def test_a_bad_row_says_why(row: Any, expected: tuple[str, str]) -> None:
     assert refusal(row) == expected
+
+
+def test_calls_of_llama_factory_are_calls_of_tools() -> None:
+    said = [("human", "Q"), ("function_call", '{"name": "f", "arguments": {"a": 1}}'), ("observation", "R"), ("gpt", "A")]
+    sample = reader_of("auto")({"conversations": [{"from": role, "value": text} for role, text in said], "tools": "[]"})
+    assert [turn.role for turn in sample.turns] == ["user", "assistant", "tool", "assistant"]
+    assert sample.turns[1].extra == {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]}
+    assert (sample.turns[1].content, sample.turns[1].learn) == ("", True)
+    several = [{"name": "f"}, {"name": "g"}]
+    assert [each["function"] for each in _called(json.dumps(several), 1)] == several
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("{", ("not-json", "turn 1 calls a tool in text that is not JSON")),
+        ("5", ("not-text", "turn 1 calls a tool without a name")),
+        ("[]", ("not-text", "turn 1 calls a tool without a name")),
+        ('{"arguments": {}}', ("not-text", "turn 1 calls a tool without a name")),
+        (None, ("not-text", '"value" is null')),
+    ],
+)
+def test_a_call_that_cannot_be_read_is_a_bad_row(value: str | None, why: tuple[str, str]) -> None:
+    assert refusal({"conversations": [{"from": "function_call", "value": value}]}) == why
 
 
 def test_text_beside_null_columns_is_text() -> None:

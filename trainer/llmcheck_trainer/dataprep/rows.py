@@ -41,6 +41,7 @@ _ROLES = {
     "bot": "assistant",
     "bard": "assistant",
     "bing": "assistant",
+    "function_call": "assistant",  # LLaMA-Factory's, with the call as JSON
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
@@ -210,9 +211,23 @@ def _turns(items: Iterable[Any]) -> list[Turn]:
             content = _parts(content, number)
         elif content is None and extra and "tool_calls" in extra:
             content = ""
+        if role == "assistant" and isinstance(said, str) and said.lower() == "function_call":
+            content, extra = "", {**(extra or {}), "tool_calls": _called(_text(content, key), number)}
         learn = role == "assistant" and item.get("weight", 1) not in (0, False) and item.get("train", True) is not False
         turns.append(Turn(role, _text(content, key), learn=learn, extra=extra or None))
     return turns
+
+
+def _called(text: str, number: int) -> list[dict[str, Any]]:
+    """The calls of tools that a turn holds as JSON, one or a list, in the form that chat templates know."""
+    try:
+        calls = json.loads(text)
+    except (ValueError, RecursionError) as reason:
+        raise BadRowError("not-json", f"turn {number} calls a tool in text that is not JSON") from reason
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise BadRowError("not-text", f"turn {number} calls a tool without a name")
+    return [{"type": "function", "function": call} for call in calls]
 
 
 def _parts(parts: list[Any], number: int) -> str:
