@@ -313,6 +313,25 @@ def test_an_edited_manifest_is_told(prepare: Run, jsonl: Rows, tmp_path: Path) -
     assert {what for _, what in told} == {"the prepared data is damaged"}
 
 
+def test_an_edited_manifest_stops_a_run_without_a_traceback(prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    from llmcheck.errors import UserError
+    from llmcheck_trainer.dataprep.ready import Set, Wanted, make_ready
+
+    prepare(str(jsonl(GOOD)))
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    both = [Set(flag=flag, folder=str(tmp_path / "out"), settings=None) for flag in ("--data", "--eval-data")]
+    told = set()
+    for key in manifest:
+        for value in (None, "x", 5, [None], {}, {"count": "x"}, [{"path": "x", "sha256": [1]}]):
+            path.write_text(json.dumps({**manifest, key: value}))
+            try:
+                make_ready(both, Wanted(seq_len=64, num_rows=10**6, tokenizer=None, allowed=frozenset()), dry=True)
+            except UserError as error:
+                told.add((key, error.code))
+    assert {("truncated", "data"), ("pieces", "data"), ("num_source_rows", "data"), ("seq_len", "data")} <= told
+
+
 def test_missing_packages_exit_3_with_the_extra_to_install(prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
     """Plays an interpreter without the package tokenizers."""
     code = (

@@ -249,6 +249,14 @@ def test_rows_that_are_learnt_twice_are_told(run: Any, jsonl: Rows) -> None:
     assert run(one, other).manifest["notes"] == []
 
 
+@pytest.mark.parametrize("key", ["truncated", "dropped", "lengths", "pieces", "num_source_rows", "num_supervised_tokens"])
+def test_an_edited_manifest_is_not_used_again(run: Any, jsonl: Rows, tmp_path: Path, key: str) -> None:
+    file = tmp_path / "out" / "manifest.json"
+    first = run(jsonl(GOOD)).manifest
+    file.write_text(json.dumps({**first, key: "x"}))
+    assert run(jsonl(GOOD)) == Outcome(first, False)
+
+
 def test_mostly_bad_rows_write_nothing(run: Any, jsonl: Rows, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 of 3 rows are bad"):
         run(jsonl({"a": 1}, {"a": 1}, GOOD))

@@ -61,16 +61,23 @@ def make_ready(sets: Iterable[Set], wanted: Wanted, *, dry: bool) -> None:
 
 def _prepared(given: Set, wanted: Wanted) -> _Found:
     assert given.folder is not None
-    manifest = _look_at(given.folder, given.flag, wanted)
-    if not store.is_whole(given.folder, manifest):  # a run's receipt names its data by the manifest's hashes
+    try:
+        return _found(given.folder, given, wanted)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as reason:  # it was edited: all of this is read from it
+        raise store.damaged(f"{given.flag} {given.folder}", reason) from reason
+
+
+def _found(folder: str, given: Set, wanted: Wanted) -> _Found:
+    manifest = _look_at(folder, given.flag, wanted)
+    if not store.is_whole(folder, manifest):  # a run's receipt names its data by the manifest's hashes
         raise UserError(
             "the prepared data has changed since it was made",
             code="data",
-            where=f"{given.flag} {given.folder}",
+            where=f"{given.flag} {folder}",
             why=f"its files have other hashes than {store.MANIFEST} says",
             hint="prepare it again",
         )
-    complain([f"{given.flag} {given.folder}: {line}" if not at else line for at, line in enumerate(report.brief(manifest, _PLAIN))])
+    complain([f"{given.flag} {folder}: {line}" if not at else line for at, line in enumerate(report.brief(manifest, _PLAIN))])
     return _Found(manifest)
 
 
@@ -204,7 +211,10 @@ def _warn_of_shared(train: _Found, held_out: _Found) -> None:
 def _sources(found: _Found) -> list[Mapping[str, Any]]:
     """The sources that the manifest names; one of a folder may have been edited."""
     listed = found.manifest.get("sources")
-    return [each for each in listed if isinstance(each, dict) and "path" in each] if isinstance(listed, list) else []
+    if not isinstance(listed, list):
+        return []
+    named = [each for each in listed if isinstance(each, dict) and isinstance(each.get("path"), str)]
+    return [each for each in named if isinstance(each.get("sha256", ""), str)]
 
 
 def _is_same(one: str, other: str) -> bool:
