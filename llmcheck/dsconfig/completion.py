@@ -495,14 +495,17 @@ def _not_modelled(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
+_MEND = "mend that value, or leave it out"
+
+
 def _raise(problems: list[Problem], where: str) -> None:
     if not problems:
         return
     if len(problems) == 1:
         (only,) = problems
-        _fail(f"{WHAT}: {only.where}: {only.what}", where=where, why=only.why, hint=only.hint)
+        _fail(f"{WHAT}: {only.where}: {only.what}", where=where, why=only.why, hint=only.hint or _MEND)
     listed = "; ".join(f"{p.where}: {p.what}" + (f" ({p.hint})" if p.hint.startswith("did you mean") else "") for p in problems)
-    _fail(f"{WHAT}: {len(problems)} problems", where=where, why=listed, hint=next((p.hint for p in problems if p.hint), ""))
+    _fail(f"{WHAT}: {len(problems)} problems", where=where, why=listed, hint=next((p.hint for p in problems if p.hint), _MEND))
 
 
 def _fail(what: str, **parts: str) -> NoReturn:
