@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llmcheck import cli, planfile, toml
+from llmcheck.commands import compare
 from llmcheck.planner import plan
+from llmcheck.planner.measured import Row
 from llmcheck.render import report_json
 from llmcheck.report.finding import Finding, LastException, Report
 from llmcheck.rulecheck.pages import page
@@ -126,6 +128,37 @@ def report_schema() -> Schema:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "llmcheck report, version 1",
         "description": "What `llmcheck doctor --format json` prints.",
+        "type": "object",
+        "required": list(properties),
+        "additionalProperties": False,
+        "properties": properties,
+    }
+
+
+def compare_schema() -> Schema:
+    """The JSON schema of ``llmcheck.compare/1``."""
+    say = Describer(toml.load(ROOT / "docs" / "compare_fields.toml"))
+    more: dict[str, Schema] = {
+        "unit": {"enum": ["bytes", "s"]},
+        "error_fraction": {"type": "number"},
+        "within": _nullable({"type": "boolean"}),
+    }
+    properties: dict[str, Schema] = {
+        "schema": {"const": compare.SCHEMA},
+        "outcome": {"type": "string"},
+        "within": {"type": "boolean"},
+        "rows": _list(_object(Row, "rows[]", say, more=more)),
+        "notes": _list({"type": "string"}),
+    }
+    for name, schema in properties.items():
+        schema["description"] = say.of(name)
+    unused = sorted(set(say.words) - say.used)
+    if say.missing or unused:
+        raise SystemExit(f"docs/compare_fields.toml: no words for {say.missing}, words for keys that do not exist: {unused}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "llmcheck comparison, version 1",
+        "description": "What `llmcheck compare --format json` prints.",
         "type": "object",
         "required": list(properties),
         "additionalProperties": False,
@@ -341,6 +374,7 @@ def outputs() -> dict[Path, str]:
     rules = {reference / "rules" / f"{pack.id}.md": page(pack) for pack in load_shipped(registry)}
     return {
         ROOT / "llmcheck" / "schema" / "report-1.json": json.dumps(report_schema(), indent=2, ensure_ascii=False) + "\n",
+        ROOT / "llmcheck" / "schema" / "compare-1.json": json.dumps(compare_schema(), indent=2, ensure_ascii=False) + "\n",
         reference / "facts.md": facts_page(registry),
         **rules,
         ROOT / "llmcheck" / "schema" / "plan-1.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",

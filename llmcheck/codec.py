@@ -12,6 +12,7 @@ from llmcheck.errors import did_you_mean
 from llmcheck.jsonfile import kind_of
 
 T = TypeVar("T")
+LARGEST = (1 << 63) - 1  # nothing that is counted here is more; what is could not be a float
 
 
 def to_plain(value: Any) -> Any:
@@ -58,7 +59,7 @@ def _quick(kind: Any) -> Callable[[Any], Any]:
     if kind in (str, bool):
         return lambda value: value if type(value) is kind else _odd()
     if kind is int:
-        return lambda value: value if type(value) is int else _odd()
+        return lambda value: value if type(value) is int and -LARGEST <= value <= LARGEST else _odd()
 
     def decode(value: Any) -> Any:
         problems: list[str] = []
@@ -120,9 +121,17 @@ def _decode(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             return _wrong(path, "an object", value, problems)
         return {key: _decode(args[1], part, f"{path}.{key}", problems) for key, part in value.items()}
     if kind is float:
-        return float(value) if _is_number(value) else _wrong(path, "a number", value, problems)
+        try:
+            return float(value) if _is_number(value) else _wrong(path, "a number", value, problems)
+        except OverflowError:  # an integer of hundreds of digits
+            problems.append(f"{path}: expected a number, found one too large")
+            return None
     if kind is int:
-        return value if isinstance(value, int) and not isinstance(value, bool) else _wrong(path, "a whole number", value, problems)
+        if not isinstance(value, int) or isinstance(value, bool):
+            return _wrong(path, "a whole number", value, problems)
+        if not -LARGEST <= value <= LARGEST:
+            problems.append(f"{path}: expected a whole number, found one too large")
+        return value
     if kind is bool:
         return value if isinstance(value, bool) else _wrong(path, "true or false", value, problems)
     if kind is str:

@@ -22,6 +22,8 @@ from llmcheck.planner.plan import Alternative, DataPrep, Finding, Lever, Plan, S
 from llmcheck.types import ClusterSpec, HostEstimate, MemoryEstimate, ModelSpec, RankEstimate, StepTime, TrainingRecipe, Verdict
 
 SCHEMA = "llmcheck.plan/1"
+# The first name is read by every torch; newer ones prefer the second (CUDAAllocatorConfig.h of torch 2.13).
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _WHAT = "plan file"
 _MAX_PROBLEMS_SHOWN = 8
 
@@ -154,8 +156,7 @@ def launch_of(plan: Plan, path: str) -> Launch:
         num_nodes=cluster.num_nodes,
         gpus_per_node=cluster.gpus_per_node,
         argv=("deepspeed", *place, "--no_local_rank", "--module", "llmcheck_trainer.train", "--plan", path),
-        # The first name is read by every torch; newer ones prefer the second (CUDAAllocatorConfig.h of torch 2.13).
-        env={"PYTORCH_CUDA_ALLOC_CONF": expandable, "PYTORCH_ALLOC_CONF": expandable},
+        env=dict.fromkeys(ALLOCATOR_VARIABLES, expandable),
     )
 
 
@@ -227,6 +228,7 @@ def from_document(document: Mapping[str, Any], path: str = "plan") -> PlanFile:
     time = from_plain(StepTime, parts["time"], "time", problems)
     if head and lists and model and cluster and recipe and memory and time:
         _check_identities(parts, cluster, recipe, problems)
+        _check_environment(head.launch.env, problems)
         if not problems:
             return _assemble(head, lists, Parts(model, cluster, recipe, memory, time), digest(document))
     shown = problems[:_MAX_PROBLEMS_SHOWN]
@@ -287,6 +289,15 @@ def _check_identities(parts: Mapping[str, Any], cluster: ClusterSpec, recipe: Tr
             problems.append(f"{path}: expected {true}, found {found!r}")
     if (recipe.lora is None) != (recipe.method == "full"):
         problems.append(f"recipe.lora: must be null exactly when the method is full, which is {recipe.method!r}")
+
+
+def _check_environment(env: Mapping[str, str], problems: list[str]) -> None:
+    """Job files export it, and `llmcheck train` sets it: another name could make programs load a stranger's code, or a shell run it."""
+    for name, value in env.items():
+        if name not in ALLOCATOR_VARIABLES:
+            problems.append(f"launch.env: {name[:60]!r} is none of {', '.join(ALLOCATOR_VARIABLES)}")
+        elif not value.isprintable():
+            problems.append(f"launch.env.{name}: it has characters that cannot be printed")
 
 
 def _global_batch_size(recipe: TrainingRecipe, cluster: ClusterSpec) -> int:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from llmcheck.cli import main
+
 ROOT = Path(__file__).resolve().parent.parent
-ERRORS = {"UserError", "CouldNotCheckError"}
+ERRORS = {"UserError", "CouldNotCheckError", "StoppedError"}
 FILES = sorted([*(ROOT / "llmcheck").rglob("*.py"), *(ROOT / "trainer" / "llmcheck_trainer").rglob("*.py")])
 
 
@@ -28,3 +30,15 @@ def test_where_and_what_next_are_said(path: Path) -> None:
 
 def test_there_are_errors_to_look_at() -> None:
     assert sum(1 for path in FILES for _ in errors(path)) > 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"zero_optimization": {"stage": 7}}', '{"zero_optimization": 3}', '{"optimizer": {"type": 5}}', '{"bf16": {"enabled": "x"}}'],
+)
+def test_every_error_of_a_deepspeed_configuration_says_what_to_do(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(text)
+
+    assert main(["plan", "--model", "bloomz-560m", "--gpus", "8", "--gpu", "A100-40G", "--ds-config", str(file)]) == 2
+    assert "\n  hint: " in capsys.readouterr().err

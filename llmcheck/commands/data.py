@@ -21,6 +21,8 @@ ACTIONS = ("prepare", "show")
 ROW_FORMATS = ("auto", "alpaca", "sharegpt", "belle", "messages", "text")
 TEMPLATES = "tokenizer, alpaca, belle, vicuna, chatml, llama3, plain"
 ROW_OPTIONS = ("template", "rows_are", "too_long", "max_bad", "pad_token", "fast", "date")
+SHOW_OPTIONS = ("rows", "row", "line")
+DEFAULT_ROWS = 3
 MAX_SEQ_LEN = 1 << 24
 MAX_ROWS = 1 << 48
 
@@ -40,7 +42,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     configure_rows(group)
     group = parser.add_argument_group("show")
     group.add_argument(
-        "--rows", metavar="N", type=whole("--rows", 0, 10_000, unit="rows"), default=3, help="number of rows, spread over all (default: 3)"
+        "--rows",
+        metavar="N",
+        type=whole("--rows", 0, 10_000, unit="rows"),
+        help=f"number of rows, spread over all (default: {DEFAULT_ROWS})",
     )
     group.add_argument(
         "--row",
@@ -120,9 +125,7 @@ def _prepare(args: argparse.Namespace) -> dict[str, Any]:
                 where="llmcheck data prepare",
                 hint="llmcheck data prepare train.jsonl --tokenizer DIR --seq-len 2048 --out data",
             )
-    for given, flag in ((args.row, "--row"), (args.line, "--line")):
-        if given:
-            raise UserError(f"{flag} belongs to `data show`", code="usage", where="llmcheck data prepare", hint="leave it out")
+    _refuse(args, SHOW_OPTIONS, "prepare", "show")
     return {
         "action": "prepare",
         "files": args.path,
@@ -144,16 +147,29 @@ def _date(text: str) -> str:
 def _show(args: argparse.Namespace) -> dict[str, Any]:
     if len(args.path) != 1:
         raise UserError("data show takes one folder", code="usage", where="llmcheck data show", hint="llmcheck data show DIR")
+    _refuse(args, ("seq_len", "out", *ROW_OPTIONS), "show", "prepare")
+    if args.rows is not None and (args.row or args.line):
+        raise UserError(
+            "--rows spreads rows over all", code="conflict", where="--rows", why="--row and --line name theirs", hint="give one"
+        )
     if args.row and args.line:
         raise UserError("--row and --line both say which rows", code="conflict", where="--row, --line", hint="give one")
     return {
         "action": "show",
         "path": args.path[0],
-        "num_rows": args.rows,
+        "num_rows": DEFAULT_ROWS if args.rows is None else args.rows,
         "rows": args.row,
         "line": args.line,
         "tokenizer": args.tokenizer,
     }
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], action: str, other: str) -> None:
+    """Raises UserError where an option of the other action is given: it would do nothing."""
+    for name in names:
+        if getattr(args, name) not in (None, []):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} belongs to `data {other}`", code="usage", where=f"llmcheck data {action}", hint="leave it out")
 
 
 def call(request: dict[str, Any], *, command: str = "llmcheck data") -> int:

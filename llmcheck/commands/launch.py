@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--for is missing", code="usage", where="llmcheck launch", hint="one of " + ", ".join(TARGETS))
     _check_target(args)
     settings = train.prepared_settings(args)
-    path, plan_file = train.plan_of(args)
+    path, plan_file = train.plan_of(args, "llmcheck launch")
+    _check_text(args, path)
     train.check(plan_file, path, preflight.allowances(args.allow))
     plan_file.check_export(settings.export)
     if args.target in ("deepspeed", "torchrun"):
@@ -51,13 +52,33 @@ def run(args: argparse.Namespace) -> int:
         image=args.image,
         num_nodes=cluster.num_nodes,
         gpus_per_node=cluster.gpus_per_node,
-        gpu=cluster.gpu.name,
+        gpu=_accelerator(cluster.gpu.name) if args.target == "skypilot" else cluster.gpu.name,
         host_bytes_per_node=plan_file.plan.memory.host.host_bytes_per_node,
         env=plan_file.launch.env,
         words=("-m", launcher.MODULE, "--plan", path, *launcher.words_of(settings)),
     )
     emit({"slurm": jobs.slurm, "kubernetes": jobs.kubernetes, "skypilot": jobs.skypilot}[args.target](job))
     return 0
+
+
+def _check_text(args: argparse.Namespace, path: str) -> None:
+    """Raises UserError for what would end a line of a job file in the middle. What else is in it was looked at before."""
+    for flag, value in (("--plan", path), ("--image", args.image or "")):
+        if not value.isprintable():
+            why = "job files could not hold it"
+            hint = "rename it" if flag == "--plan" else "give the image's name"
+            raise UserError(f"{flag} has characters that cannot be printed", code="usage", where=flag, why=why, hint=hint)
+
+
+def _accelerator(gpu: str) -> str:
+    """SkyPilot's name of a GPU of the catalogue; an unknown one as it is."""
+    import os
+
+    import llmcheck
+    from llmcheck import toml
+
+    names = toml.load(os.path.join(os.path.dirname(llmcheck.__file__), "data", "skypilot.toml"))["accelerators"]
+    return str(names.get(gpu, gpu))
 
 
 def _check_target(args: argparse.Namespace) -> None:

@@ -22,6 +22,10 @@ def command(plan_file: PlanFile, path: str, settings: TrainSettings, args: argpa
     if args.rendezvous is not None and (args.launcher != "torchrun" or cluster.num_nodes == 1):
         why = "only torchrun's nodes meet" if args.launcher != "torchrun" else "the plan has one node, which meets nobody"
         raise UserError("--rendezvous has no meaning here", code="conflict", where="--rendezvous", why=why, hint="leave it out")
+    if args.hostfile is not None and cluster.num_nodes == 1:
+        why = "the plan has one node: it would run here, whatever the file names"
+        hint = "leave it out, and start it on the host itself; or plan with --nodes"
+        raise UserError("--hostfile has no meaning here", code="conflict", where="--hostfile", why=why, hint=hint)
     hosts = _hosts(args.hostfile, cluster.num_nodes, cluster.gpus_per_node)
     words = ["--plan", path, *words_of(settings)]
     env = dict(plan_file.launch.env)
@@ -89,24 +93,31 @@ def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
         )
     found = parse(read_bytes(path, what="hostfile", where=where, max_bytes=MAX_BYTES).decode("utf-8", "replace"))
     if found.bad:
-        number, why = found.bad[0]
-        raise UserError(f"line {number} of {path} is not `host slots=N`", code="hostfile", where=where, why=why, hint=_HOSTFILE_HINT)
+        raise UserError(
+            f"line {found.bad[0][0]} of {path} is not `host slots=N`",
+            code="hostfile",
+            where=where,
+            why=found.bad[0][1],
+            hint="one line a node: `worker-0 slots=8`",
+        )
     if found.duplicates:
-        told, hint = f"{path} names {found.duplicates[0]} twice", "keep one line, with all slots of the node"
-        raise UserError(told, code="hostfile", where=where, why="DeepSpeed stops at that", hint=hint)
+        hint = "give each host one line, with all of its slots"
+        raise UserError(f"{path} names {found.duplicates[0]} twice", code="hostfile", where=where, why="DeepSpeed stops at that", hint=hint)
     strange = next((host for host in found.slots if not is_host_name(host)), None)
     if strange is not None:
         why = "shells and ssh are handed it as it is, and could take it for something else"
         where = f"{where}, line {found.lines[strange]}"
-        hint = "letters, digits, points and hyphens"
+        hint = "a name or an address: letters, digits, dots, hyphens"
         raise UserError(f"{strange[:60]!r} cannot be the name of a host", code="hostfile", where=where, why=why, hint=hint)
     if len(found.slots) < num_nodes:
+        number = len(found.slots)
         raise UserError(
-            f"{path} has {len(found.slots)} hosts, the plan has {num_nodes} nodes",
+            f"{path} has {number} host{'s' if number != 1 else ''}, the plan has {num_nodes} nodes",
             code="hostfile",
             where=where,
-            why="every node of the plan needs a host",
-            hint=f"add the others, or plan with --nodes {len(found.slots)}",
+            why="every node needs its line",
+            hint=f"add {num_nodes - number} more, `worker-{number} slots={gpus_per_node}`"
+            + (f"; or plan with --nodes {number}" if number else ""),
         )
     hosts = list(found.slots)[:num_nodes]
     small = [host for host in hosts if found.slots[host] < gpus_per_node]
@@ -114,9 +125,8 @@ def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
         raise UserError(
             f"{small[0]} has {found.slots[small[0]]} slots, the plan wants {gpus_per_node} GPUs on each node",
             code="hostfile",
-            where=where,
-            why="a slot is a GPU that the launcher may use",
-            hint=f"{small[0]} slots={gpus_per_node}, if it has as many; else plan with fewer --gpus",
+            where=f"{where}, line {found.lines[small[0]]}",
+            hint=f"say slots={gpus_per_node} where it has as many GPUs; or plan with other --gpus and --nodes",
         )
     return hosts
 

@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
     rank = args.rank or 0
     world = plan_file.plan.cluster.num_gpus
     if rank >= world:
-        why = f"the plan has ranks 0 to {world - 1}"
-        raise UserError(f"there is no rank {rank}", code="usage", where="--rank", why=why, hint="leave --rank out for the first")
+        raise UserError(
+            f"there is no rank {rank}", code="usage", where="--rank", why=f"the plan has ranks 0 to {world - 1}", hint="give one of them"
+        )
     words = ["--plan", os.path.abspath(args.plan), "--rank", str(rank), "--steps", str(args.steps or DEFAULT_STEPS)]
     measured = measure("probe", words)
     return show(plan_file, measured, rank, args.format)

@@ -41,7 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def add_run(parser: argparse.ArgumentParser, *, raw: bool) -> None:
     """Add the options that say what is run: the plan, and all of TrainSettings. `raw`: files of rows are taken, and doctor is asked."""
     group = parser.add_argument_group("what is run")
-    _value(group, "--plan", "FILE", str, "plan file to run; without it, --model and the other options of `llmcheck plan` make one first")
+    first = "; without it, --model and the other options of `llmcheck plan` make one first" if raw else ""
+    _value(group, "--plan", "FILE", str, "plan file to run" + first)
     kinds = "files of rows (JSON lines, JSON, Parquet, Arrow, text), or " if raw else ""
     _files(group, "--data", raw, kinds + "the folder that `llmcheck data prepare` wrote")
     _value(group, "--output", "FOLDER", str, "checkpoints, log, run.json and the trained model; every node must see it")
@@ -107,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
         sets.append(train_data.given("--eval-data", args.eval_data, args.output))
     train_data.check_options(args, sets)
     settings = settings_of(args, sets, allowed)
-    if not args.dry_run:
+    if not args.dry_run:  # which is made anywhere
+        train_data.check_weights(args.weights)
         _make_output(settings.output)
     path, plan_file = plan_of(args)
     check(plan_file, path, allowed)
@@ -233,7 +235,7 @@ def settings_of(args: argparse.Namespace, sets: list[train_data.Given], allowed:
 
 def prepared_settings(args: argparse.Namespace) -> TrainSettings:
     """Likewise for a job that runs later and elsewhere: data must be prepared, and may be a folder that is not here."""
-    _require(args)
+    _require(args, "llmcheck launch")
     sets = []
     for flag, paths in (("--data", args.data), ("--eval-data", args.eval_data)):
         if not paths:
@@ -260,13 +262,13 @@ def prepared_settings(args: argparse.Namespace) -> TrainSettings:
     return settings_of(args, sets, allowed)
 
 
-def _require(args: argparse.Namespace) -> None:
+def _require(args: argparse.Namespace, command: str = "llmcheck train") -> None:
     for flag in ("data", "output"):
         if not getattr(args, flag):
-            raise UserError(f"--{flag} is missing", code="usage", where="llmcheck train", hint="`llmcheck train --help` lists the options")
+            raise UserError(f"--{flag} is missing", code="usage", where=command, hint=f"`{command} --help` lists the options")
 
 
-def plan_of(args: argparse.Namespace) -> tuple[str, PlanFile]:
+def plan_of(args: argparse.Namespace, command: str = "llmcheck train") -> tuple[str, PlanFile]:
     """The plan file, made first where --model is given instead. Raises UserError for both, neither, or one that cannot be read."""
     from llmcheck import planfile
 
@@ -284,9 +286,7 @@ def plan_of(args: argparse.Namespace) -> tuple[str, PlanFile]:
         path = os.path.abspath(args.plan)
         return path, planfile.read(path)
     if getattr(args, "model", None) is None:
-        raise UserError(
-            "which plan? --plan is missing", code="usage", where="llmcheck train", hint="`llmcheck plan --out plan.json` writes one"
-        )
+        raise UserError("which plan? --plan is missing", code="usage", where=command, hint="`llmcheck plan --out plan.json` writes one")
     request, assumed = planning.request_of(args)
     plan, solved = planning.solve_request(request)
     plan = replace(plan, findings=(*plan.findings, *assumed))

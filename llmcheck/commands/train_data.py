@@ -99,6 +99,18 @@ def weights_folder(args: argparse.Namespace, plan: Plan) -> str | None:
     return os.path.abspath(args.weights) if os.path.isdir(args.weights) else None
 
 
+def check_weights(given: str | None) -> None:
+    """Raises UserError for weights at a path where nothing is: a name of the Hub has one slash at most."""
+    if given is None or os.path.exists(given) or not (given.startswith((".", "/", "~")) or given.count("/") > 1):
+        return
+    where = f"--weights {given}"
+    if given.startswith("~"):
+        hint = "the shell did not put your home in place of ~: write the path in full"
+        raise UserError(f"there are no weights at {given}", code="weights", where=where, why="no such folder", hint=hint)
+    reason = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    raise unreadable(given, what="folder of the weights", where=where, reason=reason)
+
+
 def _own_folder(plan: Plan) -> str | None:
     source = plan.model.source
     place = os.path.dirname(source) or "." if source.endswith(".json") else source

@@ -115,13 +115,9 @@ def names(flag: str) -> Callable[[str], str]:
 def _check_range(flag: str, value: float, low: float, high: float, unit: str, why: str) -> None:
     if low <= value <= high:
         return
-    raise UserError(
-        f"{flag} {value} is out of range",
-        code="range",
-        where=flag,
-        why=why or f"it takes {_plain(low)} to {_plain(high)} {unit}",
-        hint=f"give {_plain(low)} to {_plain(high)}" if why else "give one in that range",
-    )
+    span = f"{_plain(low)} to {_plain(high)}{' ' if unit else ''}{unit}"
+    hint = f"give one from {span}"
+    raise UserError(f"{flag} {value} is out of range", code="range", where=flag, why=why or f"it takes {span}", hint=hint if why else "")
 
 
 def _plain(value: float) -> str:

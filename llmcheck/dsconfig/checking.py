@@ -307,13 +307,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
 
 
+_MEND = "mend that value, or leave it out"
+
+
 def raise_for(problems: list[Problem], where: str) -> None:
     """One UserError for all that is wrong, if anything is; `where` names the configuration."""
     if not problems:
         return
     if len(problems) == 1:
         (only,) = problems
-        raise UserError(f"{WHAT}: {only.where}: {only.what}", where=where, why=only.why, hint=only.hint, code="ds-config")
+        raise UserError(f"{WHAT}: {only.where}: {only.what}", where=where, why=only.why, hint=only.hint or _MEND, code="ds-config")
     listed = "; ".join(f"{p.where}: {p.what}" + (f" ({p.hint})" if p.hint.startswith("did you mean") else "") for p in problems)
-    hint = next((p.hint for p in problems if p.hint), "")
+    hint = next((p.hint for p in problems if p.hint), _MEND)
     raise UserError(f"{WHAT}: {len(problems)} problems", where=where, why=listed, hint=hint, code="ds-config")

@@ -75,6 +75,8 @@ class RowScan:
             kind = type(value)
             if self._types.get(key) is not kind:
                 self._column(key, kind, line)
+        if None in row.values():
+            row = self._own_columns(row)
         keys = tuple(row)
         look = self._kinds.get(keys)
         if look is None:
@@ -140,6 +142,17 @@ class RowScan:
             return self._plain
         return self._unknown
 
+    def _own_columns(self, row: dict[str, Any]) -> dict[str, Any]:
+        """`row` without what is null because it is another shape's: a table of several shapes has all columns in every row."""
+        pairs = [pair for pair in _PAIRS if pair[0] in row and pair[1] in row]
+        filled = [pair for pair in pairs if row[pair[0]] is not None and row[pair[1]] is not None]
+        half = {name for pair in pairs for name in pair if row[name] is not None}
+        kept = set().union(*filled) if filled else {name for pair in pairs for name in pair if half.intersection(pair)}
+        drop = {name for pair in pairs for name in pair if row[name] is None and name not in kept}
+        drop |= {name for name in ("messages", "conversations", "conversation", "text") if row.get(name, "") is None}
+        own = {name: value for name, value in row.items() if name not in drop}
+        return row if self._look_of(own) == self._unknown else own
+
     def _unknown(self, _: dict[str, Any], line: int) -> None:
         self._format = "unknown"
         self.note("unknown_format", line)
@@ -182,8 +195,14 @@ class RowScan:
             self.note("no_turns", line)
             self.note("unsupervised", line)
             return None
-        if isinstance(turns[0], dict) and role_key not in turns[0]:  # the other spelling under this name
-            role_key, text_key = ("from", "value") if role_key == "role" else ("role", "content")
+        other = ("from", "value") if role_key == "role" else ("role", "content")
+        # The other spelling under this name; in a table of both, this one is there and null.
+        if (
+            isinstance(turns[0], dict)
+            and turns[0].get(role_key) is None
+            and (role_key not in turns[0] or turns[0].get(other[0]) is not None)
+        ):
+            role_key, text_key = other
             self._format = "messages" if role_key == "role" else "sharegpt"
         prompts: list[str] = []
         answers: list[str] = []

@@ -23,7 +23,7 @@ class Job:
     image: str | None
     num_nodes: int
     gpus_per_node: int
-    gpu: str
+    gpu: str  # as the system calls it
     host_bytes_per_node: int
     env: Mapping[str, str]
     words: tuple[str, ...]
@@ -39,6 +39,17 @@ def quoted(word: str) -> str:
     if word and all(c.isascii() and (c.isalnum() or c in "@%+=:,./-_") for c in word):
         return word
     return "'" + word.replace("'", "'\"'\"'") + "'"
+
+
+def text(value: str) -> str:
+    """`value` as a string of YAML, which beyond U+FFFF is not JSON: there an escaped pair of surrogates is two characters, or an error."""
+    plain = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in plain)
+
+
+def unexpanded(word: str) -> str:
+    """`word` for Kubernetes, which puts variables in place of $(NAME) in commands and values, and takes $$ for one $."""
+    return text(word.replace("$", "$$"))
 
 
 def shell(argv: Iterable[str], env: Mapping[str, str]) -> str:
@@ -67,20 +78,21 @@ srun --kill-on-bad-exit=1 {head} --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$fir
 
 def kubernetes(job: Job) -> str:
     """An indexed Job with a headless Service, so that the pods find the first one by name."""
-    image = json.dumps(job.image or "IMAGE-WITH-llmcheck-train")
-    name = json.dumps(job.name)  # "no" would be a boolean
+    image = text(job.image or "IMAGE-WITH-llmcheck-train")
+    name = text(job.name)  # "no" would be a boolean
     meet = f"{job.name}-0.{job.name}:{PORT}"
     head = ["torchrun", "--nnodes", str(job.num_nodes), "--nproc-per-node", str(job.gpus_per_node)]
     argv = [*head, "--rdzv-backend", "c10d", "--rdzv-endpoint", meet, *job.words]
-    command = "\n".join(f"        - {json.dumps(word)}" for word in argv)
+    command = "\n".join(f"        - {unexpanded(word)}" for word in argv)
     variables = _patient(job.env, "kubernetes").items()
-    env = "\n".join(f"        - {{name: {json.dumps(name)}, value: {json.dumps(value)}}}" for name, value in variables)
+    env = "\n".join(f"        - {{name: {text(name)}, value: {unexpanded(value)}}}" for name, value in variables)
     return f"""# Mount what holds plan, weights, data and output under the paths below: volumes are the cluster's own affair.
 apiVersion: v1
 kind: Service
 metadata: {{name: {name}}}
 spec:
   clusterIP: None
+  publishNotReadyAddresses: true  # the pods look for the first one as they start
   selector: {{job-name: {name}}}
 ---
 apiVersion: batch/v1
@@ -115,14 +127,14 @@ spec:
 def skypilot(job: Job) -> str:
     """A task; `sky jobs launch` recovers it from lost spot instances, and the trainer resumes."""
     head = f"torchrun --nnodes {job.num_nodes} --nproc-per-node {job.gpus_per_node} --rdzv-backend c10d"
-    image = f"  image_id: {json.dumps('docker:' + job.image)}\n" if job.image else ""
-    env = "".join(f"  {name}: {json.dumps(value)}\n" for name, value in job.env.items())
+    image = f"  image_id: {text('docker:' + job.image)}\n" if job.image else ""
+    env = "".join(f"  {name}: {text(value)}\n" for name, value in job.env.items())
     return f"""# Mount what holds plan, weights, data and output under the paths below (file_mounts).
 # `sky gpus list` has the accelerators' names.
-name: {json.dumps(job.name)}
+name: {text(job.name)}
 num_nodes: {job.num_nodes}
 resources:
-  accelerators: {json.dumps(f"{job.gpu}:{job.gpus_per_node}")}
+  accelerators: {text(f"{job.gpu}:{job.gpus_per_node}")}
   memory: {job.host_gib}+
 {image}envs:
 {env}setup: |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from typing import Any
 
@@ -116,6 +117,11 @@ def test_the_date_is_the_one_asked_for() -> None:
 def test_tools_and_json_are_as_in_transformers() -> None:
     (parts,) = render("{{ tools | tojson }}{% for m in messages %}{{ m['content'] }}{% endfor %}", TALK, tools=[{"a": "é<&"}])
     assert parts[0][0].startswith('[{"a": "é<&"}]')
+
+
+def test_dates_of_a_table_are_text_to_the_template() -> None:
+    turn = Turn("assistant", "A", extra={"when": datetime.date(2026, 1, 2)})
+    assert render("{% for m in messages %}{{ m['content'] + m['when'] }}{% endfor %}", [turn]) == [[("A2026-01-02", True)]]
 
 
 def test_what_the_template_refuses_is_a_bad_row_and_the_next_goes_on() -> None:

@@ -69,6 +69,22 @@ def test_text_of_rows_cannot_drive_the_terminal(llmcheck: Run, prepare: Run, jso
     assert "\\x1b[2J" in shown.stdout
 
 
+def test_names_of_files_cannot_drive_the_terminal(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    prepare(str(jsonl(GOOD, name="a\n\x1b[31mb.jsonl")))
+    shown = llmcheck("data", "show", str(tmp_path / "out"), cwd=tmp_path)
+    assert shown.code == 0
+    assert "\x1b" not in shown.stdout
+    assert "a\\n\\x1b[31mb.jsonl:1): " in shown.stdout
+
+
+def test_the_next_command_can_be_pasted(llmcheck: Run, jsonl: Rows, tokenizer_folder: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "my data")
+    folder = str(tokenizer_folder)
+    words = ["--tokenizer", folder, "--seq-len", "64", "--out", out, "--template", "belle", "--fast", "off"]
+    outcome = llmcheck("data", "prepare", str(jsonl(GOOD)), *words)
+    assert f"see samples: llmcheck data show '{out}'" in outcome.stdout
+
+
 def test_json_for_programs(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
     manifest = json.loads(prepare(str(jsonl(GOOD)), "--format", "json").stdout)
     assert manifest["schema"] == "llmcheck.data/1"
@@ -210,6 +226,64 @@ def test_a_missing_row_is_told(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_pat
         assert (outcome.code, message in outcome.stderr) == (2, True)
 
 
+def test_a_line_that_was_left_out_is_shown_with_its_reason(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    path = jsonl(GOOD, {**GOOD, "output": 5}, {**GOOD, "output": ""}, GOOD)
+    prepare(str(path))
+    for line, why in (
+        (2, 'it is bad: a field that should be text is not; "output" is a number'),
+        (3, "it was left out: every answer is empty"),
+    ):
+        for form in ("text", "json"):
+            outcome = llmcheck("data", "show", str(tmp_path / "out"), "--line", f"{path}:{line}", "--format", form)
+            assert (outcome.code, outcome.stdout) == (2, "")
+            assert f"where: {path}:{line}" in outcome.stderr
+            assert f"why: {why}" in outcome.stderr
+    beyond = llmcheck("data", "show", str(tmp_path / "out"), "--line", "9").stderr
+    assert "why: it is blank, or does not exist\n" in beyond
+
+
+def test_text_is_not_made_with_another_tokenizer(
+    llmcheck: Run, prepare: Run, jsonl: Rows, tokenizer_folder: Path, with_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    prepare(str(jsonl(GOOD)))
+    moved = with_config("moved")
+    assert llmcheck("data", "show", str(tmp_path / "out"), "--tokenizer", str(moved)).code == 0
+    model = json.loads((moved / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = model["model"]["vocab"]
+    one, two = [token for token, place in vocabulary.items() if 300 < place < 303]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (moved / "tokenizer.json").write_text(json.dumps(model), encoding="utf-8")
+    outcome = llmcheck("data", "show", str(tmp_path / "out"), "--tokenizer", str(moved), cwd=tmp_path)  # cwd: answers are remembered
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "is another than the one that made the data" in outcome.stderr
+
+
+def test_a_tokenizer_that_has_moved_is_asked_for(llmcheck: Run, jsonl: Rows, with_config: Callable[..., Path], tmp_path: Path) -> None:
+    folder = with_config("here")
+    words = ["--tokenizer", "here", "--seq-len", "64", "--out", "out", "--template", "belle", "--fast", "off"]
+    assert llmcheck("data", "prepare", str(jsonl(GOOD)), *words, cwd=tmp_path).code == 0
+    outcome = llmcheck("data", "show", str(tmp_path / "out"), cwd=tmp_path / "out")
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "why: it has moved, or the path counts from another folder" in outcome.stderr
+    assert "hint: --tokenizer DIR" in outcome.stderr
+    assert llmcheck("data", "show", str(tmp_path / "out"), "--tokenizer", str(folder), cwd=tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("show", "--template", "belle"), ("show", "--seq-len", "9"), ("show", "--out", "x"), ("show", "--max-bad", "0"),
+        ("show", "--rows", "2", "--row", "1"), ("prepare", "--rows", "2"), ("prepare", "--row", "0"), ("prepare", "--line", "1"),
+    ],
+)  # fmt: skip
+def test_options_of_the_other_action_are_refused(llmcheck: Run, words: tuple[str, ...], tmp_path: Path) -> None:
+    action, flag, *_ = words
+    common = [] if action == "show" else ["--tokenizer", "t", "--seq-len", "9", "--out", "o"]
+    outcome = llmcheck("data", *words, str(tmp_path), *common)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert flag in outcome.stderr.splitlines()[0]
+
+
 def test_damaged_data_is_not_shown(llmcheck: Run, prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
     prepare(str(jsonl(GOOD)))
     with (tmp_path / "out" / "tokens.bin").open("ab") as file:
@@ -237,6 +311,25 @@ def test_an_edited_manifest_is_told(prepare: Run, jsonl: Rows, tmp_path: Path) -
                 told.append((key, error.what))
     assert {key for key, _ in told} == {"dropped", "lengths", "tokenizer", "sources", "template", "truncated", "num_source_rows"}
     assert {what for _, what in told} == {"the prepared data is damaged"}
+
+
+def test_an_edited_manifest_stops_a_run_without_a_traceback(prepare: Run, jsonl: Rows, tmp_path: Path) -> None:
+    from llmcheck.errors import UserError
+    from llmcheck_trainer.dataprep.ready import Set, Wanted, make_ready
+
+    prepare(str(jsonl(GOOD)))
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    both = [Set(flag=flag, folder=str(tmp_path / "out"), settings=None) for flag in ("--data", "--eval-data")]
+    told = set()
+    for key in manifest:
+        for value in (None, "x", 5, [None], {}, {"count": "x"}, [{"path": "x", "sha256": [1]}]):
+            path.write_text(json.dumps({**manifest, key: value}))
+            try:
+                make_ready(both, Wanted(seq_len=64, num_rows=10**6, tokenizer=None, allowed=frozenset()), dry=True)
+            except UserError as error:
+                told.add((key, error.code))
+    assert {("truncated", "data"), ("pieces", "data"), ("num_source_rows", "data"), ("seq_len", "data")} <= told
 
 
 def test_missing_packages_exit_3_with_the_extra_to_install(prepare: Run, jsonl: Rows, tmp_path: Path) -> None:

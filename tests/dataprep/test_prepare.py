@@ -232,6 +232,31 @@ def test_a_broken_tokenizer_is_told(run: Any, jsonl: Rows, with_config: Callable
 # --- too many bad rows
 
 
+def test_a_template_that_leaves_answers_out_is_blamed_and_not_the_length(run: Any, jsonl: Rows, tmp_path: Path) -> None:
+    (tmp_path / "wrong.jinja").write_text("no template")
+    with pytest.raises(UserError, match="none of 1 rows can be used") as caught:
+        run(jsonl(GOOD), template=str(tmp_path / "wrong.jinja"))
+    assert "the chat template leaves answers out" in (caught.value.hint or "")
+
+
+def test_rows_that_are_learnt_twice_are_told(run: Any, jsonl: Rows) -> None:
+    one, copy, other = jsonl(GOOD, name="a.jsonl"), jsonl(GOOD, name="b.jsonl"), jsonl({**GOOD, "output": "Red."}, name="c.jsonl")
+    notes = run(one, other, copy, one).manifest["notes"]
+    assert notes == [
+        f"{copy} is {one} under another name: its rows are learnt twice",
+        f"{one} is named twice: its rows are learnt as often",
+    ]
+    assert run(one, other).manifest["notes"] == []
+
+
+@pytest.mark.parametrize("key", ["truncated", "dropped", "lengths", "pieces", "num_source_rows", "num_supervised_tokens"])
+def test_an_edited_manifest_is_not_used_again(run: Any, jsonl: Rows, tmp_path: Path, key: str) -> None:
+    file = tmp_path / "out" / "manifest.json"
+    first = run(jsonl(GOOD)).manifest
+    file.write_text(json.dumps({**first, key: "x"}))
+    assert run(jsonl(GOOD)) == Outcome(first, False)
+
+
 def test_mostly_bad_rows_write_nothing(run: Any, jsonl: Rows, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 of 3 rows are bad"):
         run(jsonl({"a": 1}, {"a": 1}, GOOD))

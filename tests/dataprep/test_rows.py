@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llmcheck_trainer.dataprep.rows import BadRowError, Turn, reader_of
+from llmcheck_trainer.dataprep.rows import REASONS, BadRowError, Turn, _called, reader_of
 
 Pairs = list[tuple[str, str]]
 
@@ -44,6 +47,24 @@ TWO = [("user", "Q"), ("assistant", "A")]
             {"messages": [{"role": "developer", "content": "S"}, {"role": "assistant", "content": "A"}]},
             [("system", "S"), ("assistant", "A")],
         ),
+        # Tables of several shapes: each row has the columns of all.
+        ({"instruction": None, "output": None, "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}, TWO),
+        ({"messages": None, "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, TWO),
+        ({"instruction": "Q", "output": None, "response": "A"}, TWO),
+        ({"instruction": None, "output": None, "prompt": "Q", "completion": "A", "text": None}, TWO),
+        (
+            {
+                "messages": [
+                    {"role": None, "content": None, "from": "human", "value": "Q"},
+                    {"role": "assistant", "content": "A", "from": None, "value": None},
+                ]
+            },
+            TWO,
+        ),
+        (
+            {"instruction": "Q", "input": "", "context": "C", "output": "A", "history": [], "system": ""},
+            [("user", "Q\nC"), ("assistant", "A")],
+        ),
     ],
 )
 def test_known_shapes(row: Any, expected: Pairs) -> None:
@@ -61,6 +82,18 @@ def test_known_shapes(row: Any, expected: Pairs) -> None:
         ({"instruction": "Q", "output": None}, ("not-text", '"output" is null')),
         ({"instruction": "Q", "input": {"a": 1}, "output": "A"}, ("not-text", '"input" is an object')),
         ({"instruction": "Q", "output": " \n"}, ("empty-answer", "")),
+        ({"instruction": "Q", "input": 0, "output": "A"}, ("not-text", '"input" is a number')),
+        ({"instruction": "Q", "context": False, "output": "A"}, ("not-text", '"context" is true or false')),
+        ({"instruction": "Q", "output": "A", "system": 0}, ("not-text", '"system" is a number')),
+        ({"instruction": "Q", "output": "A", "history": 5}, ("not-text", '"history" is not a list of pairs')),
+        ({"instruction": "Q", "output": "A", "history": True}, ("not-text", '"history" is not a list of pairs')),
+        ({"instruction": "Q", "output": "A", "history": {"Q": "A"}}, ("not-text", '"history" is not a list of pairs')),
+        ({"instruction": "Q", "output": "A", "history": [["Q", None]]}, ("not-text", '"history" is null')),
+        ({"instruction": "Q", "output": None, "text": "Q A"}, ("not-text", '"output" is null')),
+        ({"instruction": None, "output": None}, ("not-text", '"instruction" is null')),
+        ({"messages": "[]"}, ("unknown-shape", '"messages" is a string, not a list')),
+        ({"conversations": {"from": "human"}}, ("unknown-shape", '"conversations" is an object, not a list')),
+        ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "", "id": 3}]}, ("empty-answer", "")),
         ({"messages": [{"role": "user", "content": "Q"}]}, ("no-answer", "")),
         ({"messages": []}, ("no-answer", "")),
         ({"messages": ["x"]}, ("not-an-object", "turn 1 is a string")),
@@ -78,6 +111,67 @@ def test_known_shapes(row: Any, expected: Pairs) -> None:
 )
 def test_a_bad_row_says_why(row: Any, expected: tuple[str, str]) -> None:
     assert refusal(row) == expected
+
+
+def test_calls_of_llama_factory_are_calls_of_tools() -> None:
+    said = [("human", "Q"), ("function_call", '{"name": "f", "arguments": {"a": 1}}'), ("observation", "R"), ("gpt", "A")]
+    sample = reader_of("auto")({"conversations": [{"from": role, "value": text} for role, text in said], "tools": "[]"})
+    assert [turn.role for turn in sample.turns] == ["user", "assistant", "tool", "assistant"]
+    assert sample.turns[1].extra == {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]}
+    assert (sample.turns[1].content, sample.turns[1].learn) == ("", True)
+    several = [{"name": "f"}, {"name": "g"}]
+    assert [each["function"] for each in _called(json.dumps(several), 1)] == several
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("{", ("not-json", "turn 1 calls a tool in text that is not JSON")),
+        ("5", ("not-text", "turn 1 calls a tool without a name")),
+        ("[]", ("not-text", "turn 1 calls a tool without a name")),
+        ('{"arguments": {}}', ("not-text", "turn 1 calls a tool without a name")),
+        (None, ("not-text", '"value" is null')),
+    ],
+)
+def test_a_call_that_cannot_be_read_is_a_bad_row(value: str | None, why: tuple[str, str]) -> None:
+    assert refusal({"conversations": [{"from": "function_call", "value": value}]}) == why
+
+
+def test_text_beside_null_columns_is_text() -> None:
+    assert reader_of("auto")({"instruction": None, "output": None, "text": "x"}).text == "x"
+
+
+def test_an_answer_that_calls_a_tool_or_thinks_is_not_empty() -> None:
+    for key in ("tool_calls", "function_call", "reasoning_content"):
+        assert reader_of("auto")({"messages": [{"role": "assistant", "content": "", key: [{"name": "f"}]}]}).turns[0].says_something
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["instruction", "input", "output", "history", "system", "messages", "conversations", "text", "tools", "prompt"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["role", "from", "content", "value", "weight", "train", "tool_calls", "type", "text"]),
+                    inner,
+                    max_size=4,
+                )
+            ),
+            max_leaves=8,
+        ),
+        max_size=5,
+    ),
+    st.sampled_from(["auto", "alpaca", "sharegpt", "belle", "messages", "text"]),
+)
+def test_any_row_is_read_or_refused_with_a_reason(row: dict[str, Any], form: str) -> None:
+    try:
+        sample = reader_of(form)(row)
+    except BadRowError as reason:
+        assert reason.reason in REASONS  # noqa: PT017 - one of the two outcomes
+    else:
+        assert sample.text or any(turn.role == "assistant" and turn.says_something for turn in sample.turns)
 
 
 def test_a_long_key_is_cut_in_the_message() -> None:

@@ -40,6 +40,7 @@ def test_lines_keep_their_numbers_over_blank_ones(tmp_path: Path) -> None:
     [
         (b"{", "not-json"), (b'{"a":1}x', "not-json"), (b"\xff", "not-utf8"), (b'{"a":"\\ud800"}', "not-utf8"),
         (b"[" * 100_000, "not-json"), (b"1" * 5000, "not-json"),
+        (b'{"a":1,"a":2}', "not-json"), (b'{"m":[{"a":1,"b":2,"a":1}]}', "not-json"),
     ],
 )  # fmt: skip
 def test_a_bad_line_does_no_harm_to_its_neighbours(tmp_path: Path, line: bytes, reason: str) -> None:
@@ -114,6 +115,49 @@ def test_an_object_over_several_lines_is_told_from_rows(tmp_path: Path) -> None:
         read(written(tmp_path, b'{\n "data": [{"a": 1}]\n}\n', "x.json"))
 
 
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_a_key_that_is_there_twice_is_a_bad_row_of_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", block)
+    data = b'[{"a": 1}, {"a": "\\ud83d", "b": {"c": 1, "c": 2}, "d": 5}, {"a": 2}]'
+    assert read(written(tmp_path, data, "x.json")) == [(1, {"a": 1}), (2, "not-json"), (3, {"a": 2})]
+
+
+def test_the_key_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    rows = [row for part in open_source(str(written(tmp_path, b'{"q":1,"out":1,"out":2}\n'))).read(lambda _: None) for row in part]
+    assert rows[0][1].detail == "the key 'out' is there twice"
+
+
+def test_lists_one_a_line_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one list after another") as caught:
+        read(written(tmp_path, b'[{"from": "human"}]\n[{"from": "human"}]\n'))
+    assert "jq -c '{conversations: .}'" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "way"),
+    [
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "zstd -d "),
+        ("a.jsonl", b"\x28\xb5\x2f\xfd", "zstd -d "),
+        ("a.jsonl.bz2", b"BZh91AY&SY", "bunzip2 -k "),
+        ("a.json.xz", b"\xfd7zXZ\0", "unxz -k "),
+        ("a b.zip", b"PK\x03\x04", "unzip '"),
+        ("a.parquet.gz", b"\x1f\x8b", "gunzip -k "),
+        ("a.csv", b"instruction,output", "pandas.read_csv"),
+        ("a.xlsx", b"PK\x03\x04", "pandas.read_excel"),
+    ],
+)
+def test_what_is_packed_or_a_table_says_how_to_get_at_its_rows(tmp_path: Path, name: str, data: bytes, way: str) -> None:
+    with pytest.raises(UserError) as caught:
+        open_source(str(written(tmp_path, data, name)))
+    assert way in (caught.value.hint or "")
+
+
+def test_zipped_utf16_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is UTF-16 text") as caught:
+        read(written(tmp_path, gzip.compress('{"a":1}\n'.encode("utf-16")), "x.jsonl.gz"))
+    assert "zcat" in (caught.value.hint or "")
+
+
 def test_a_half_surrogate_in_a_list_is_a_bad_row(tmp_path: Path) -> None:
     assert read(written(tmp_path, b'["\\ud83d\\ude00", "\\ud83d", 1]', "x.json")) == [(1, "\U0001f600"), (2, "not-utf8"), (3, 1)]
 
@@ -160,7 +204,30 @@ def test_parquet_and_arrow(tmp_path: Path, kind: str) -> None:
         make = pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream
         with make(str(path), table.schema) as writer:
             writer.write_table(table)
-    assert read(path) == list(enumerate(rows, 1))
+    assert read(path) == [(number, {**row, "n": None}) for number, row in enumerate(rows, 1)], "n is not used"
+
+
+def test_rows_without_a_column_that_is_used_are_not_lost(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"a": [1, 2], "b": [3, 4]}), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet") == [(1, {"a": None, "b": None}), (2, {"a": None, "b": None})]
+
+
+def test_columns_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    when, far = pyarrow.array([1, 2**62], pyarrow.timestamp("ns")), pyarrow.array([2**60] * 2, pyarrow.timestamp("ms"))
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "when": when, "far": far}), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet") == [(line, {"text": text, "when": None, "far": None}) for line, text in ((1, "a"), (2, "b"))]
+
+
+def test_text_of_a_table_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    offsets, data = (pyarrow.py_buffer(part) for part in (b"\0\0\0\0\1\0\0\0\3\0\0\0\4\0\0\0", b"a\xff\xfeb"))
+    parquet.write_table(pyarrow.table({"text": pyarrow.StringArray.from_buffers(3, offsets, data)}), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet") == [(1, {"text": "a"}), (2, "not-utf8"), (3, {"text": "b"})]
 
 
 def test_a_damaged_parquet_file_is_told(tmp_path: Path) -> None:

@@ -96,6 +96,14 @@ def test_a_role_without_a_form_is_a_bad_row() -> None:
     assert caught.value.reason == "unknown-role"
 
 
+@pytest.mark.parametrize("name", templates.names())
+def test_a_call_of_a_tool_is_not_lost_in_silence(name: str) -> None:
+    row = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "Wait.", "tool_calls": [{"name": "f"}]}]}
+    with pytest.raises(BadRowError) as caught:
+        segments(name, row)
+    assert (caught.value.reason, caught.value.detail) == ("template", f"the template {name} has no form for an answer that calls tools")
+
+
 def test_chatml_equals_the_chat_template_of_transformers(with_config: Callable[..., Path]) -> None:
     transformers = pytest.importorskip("transformers")
     from llmcheck_trainer.dataprep import encoders

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcheck.codec import from_plain, to_plain
+from llmcheck.codec import LARGEST, from_plain, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class Outer:
     free: Mapping[str, Any] = field(default_factory=dict)
 
 
-inners = st.builds(Inner, count=st.integers(), share=st.floats(allow_nan=False))
+WHOLE = st.integers(-LARGEST, LARGEST)
+inners = st.builds(Inner, count=WHOLE, share=st.floats(allow_nan=False))
 outers = st.builds(
     Outer,
     name=st.text(),
@@ -41,11 +42,11 @@ outers = st.builds(
     inner=inners,
     kind=st.sampled_from(["a", "b"]),
     maybe=st.none() | inners,
-    either=st.none() | st.integers() | st.text(),
+    either=st.none() | WHOLE | st.text(),
     many=st.lists(inners, max_size=3).map(tuple),
-    pair=st.tuples(st.integers(), st.text()),
-    sizes=st.dictionaries(st.text(), st.integers(), max_size=3),
-    free=st.dictionaries(st.text(), st.none() | st.booleans() | st.lists(st.integers(), max_size=2), max_size=3),
+    pair=st.tuples(WHOLE, st.text()),
+    sizes=st.dictionaries(st.text(), WHOLE, max_size=3),
+    free=st.dictionaries(st.text(), st.none() | st.booleans() | st.lists(WHOLE, max_size=2), max_size=3),
 )
 
 
@@ -67,6 +68,9 @@ GOOD = {"name": "n", "flag": True, "inner": {"count": 1}}
         ({"flag": 1}, "x.flag: expected true or false, found 1"),
         ({"inner": {"count": 1.0}}, "x.inner.count: expected a whole number, found 1.0"),
         ({"inner": {"count": True}}, "x.inner.count: expected a whole number, found True"),
+        ({"inner": {"count": 10**400}}, "x.inner.count: expected a whole number, found one too large"),
+        ({"inner": {"count": -(10**400)}}, "x.inner.count: expected a whole number, found one too large"),
+        ({"inner": {"count": 1, "share": 10**400}}, "x.inner.share: expected a number, found one too large"),
         ({"inner": {"count": 1, "share": "half"}}, "x.inner.share: expected a number, found 'half'"),
         ({"inner": {}}, "x.inner.count: missing"),
         ({"inner": []}, "x.inner: expected an object, found a list"),

@@ -312,5 +312,5 @@ def find_weights(spec: ModelSpec, given: str) -> str:
         code="weights",
         where="--weights",
         why="the plan names neither a folder nor a Hub name",
-        hint="--weights FOLDER, the one that model.save_pretrained wrote",
+        hint="--weights FOLDER, or a Hub name",
     )

@@ -86,7 +86,7 @@ def _files(folder: str) -> list[str]:
             return [os.path.join(folder, name) for name in names]
         if os.path.isfile(os.path.join(folder, stem)):
             return [os.path.join(folder, stem)]
-    why, hint = "neither model.safetensors nor pytorch_model.bin", "give the folder that model.save_pretrained wrote"
+    why, hint = "neither model.safetensors nor pytorch_model.bin, nor an index of either", "is it the model's folder? --weights FOLDER"
     raise UserError(f"no weights in {folder}", code="weights", where="--weights", why=why, hint=hint)
 
 

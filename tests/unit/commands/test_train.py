@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import prepared_data
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
+from llmcheck import planfile
 from llmcheck.cli import main
 from llmcheck.types import TrainSettings
 
@@ -101,6 +104,16 @@ def test_every_setting_reaches_the_trainer_by_its_own_option(plan: Path, data: P
     assert found[found.index("--plan") + 6 :] == words  # after plan, data and output, in the settings' order
 
 
+def test_a_hostfile_of_a_plan_with_one_node_is_not_ignored(plan: Path, data: Path, tmp_path: Path, llmcheck: Any) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("far slots=8\n")
+    for words in (("train", "--dry-run"), ("launch", "--for", "deepspeed"), ("launch", "--for", "torchrun")):
+        code, out, err = llmcheck(*words, "--plan", plan, "--data", data, "--output", tmp_path / "o", "--hostfile", hosts)
+
+        assert (code, out) == (2, "")
+        assert "the plan has one node: it would run here, whatever the file names" in err
+
+
 def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path, tmp_path: Path, llmcheck: Any) -> None:
     plan = make_plan(llmcheck, tmp_path / "plan.json", "--gpus", "16", "--nodes", "2")
     base = ("train", "--plan", plan, "--data", tmp_path / "d", "--output", tmp_path / "o", "--dry-run")
@@ -109,10 +122,13 @@ def test_several_nodes_need_a_hostfile_that_is_there_and_large_enough(data: Path
     assert "there is no --hostfile" in llmcheck(*base)[2]
     assert "there is no hostfile" in llmcheck(*base, "--hostfile", hosts)[2]
     for text, said in (
-        ("a slots=8\n", "1 hosts, the plan has 2 nodes"),
+        ("a slots=8\n", "1 host, the plan has 2 nodes"),
+        ("a slots=8\n", "add 1 more, `worker-1 slots=8`; or plan with --nodes 1"),
+        ("# none\n", "0 hosts, the plan has 2 nodes"),
         ("a slots=8\na slots=8\n", "names a twice"),
         ("a slots=8\nb 8\n", "line 2"),
         ("a slots=8\nb slots=4\n", "b has 4 slots"),
+        ("a slots=8\nb slots=4\n", f"{hosts}, line 2"),
         ("a slots=8\n-oProxyCommand=x slots=8\n", "'-oProxyCommand=x' cannot be the name of a host"),
         ("a slots=8\n$(x) slots=8\n", "'$(x)' cannot be the name of a host"),
     ):
@@ -226,6 +242,69 @@ def test_what_a_job_file_would_leave_out_is_refused(target: str, words: tuple[st
     assert f"{words[0]} has no meaning with --for {target}" in err
 
 
+HOSTILE = 'it\'s a "plan" $(HOME) $$HOME ${HOME} `id` \\ 100% #x: - é 日本 😀'
+
+
+def kubernetes_sees(word: str) -> str:
+    """A word of a container's command as its process gets it, where no variable is known (third_party/forked/golang/expansion)."""
+    return word.replace("$$", "$") if "$(" not in word.replace("$$", "") else "expanded"
+
+
+def test_hostile_paths_arrive_in_every_job_file(tmp_path: Path, llmcheck: Any) -> None:
+    folder = tmp_path / HOSTILE
+    folder.mkdir()
+    plan = make_plan(llmcheck, folder / "p.json", "--gpus", "2")
+    base = ("--plan", plan, "--data", folder / "d", "--output", folder / "o")
+    words = ["--plan", str(plan), "--data", str(folder / "d"), "--output", str(folder / "o")]
+    found = {name: llmcheck("launch", "--for", name, *base)[1] for name in ("deepspeed", "torchrun", "slurm", "kubernetes", "skypilot")}
+    pod = list(yaml.safe_load_all(found["kubernetes"]))[1]["spec"]["template"]["spec"]["containers"][0]
+    scripts = {**found, "skypilot": yaml.safe_load(found["skypilot"])["run"]}
+    del scripts["kubernetes"]
+
+    assert [kubernetes_sees(word) for word in pod["command"][-6:]] == words
+    for name, script in scripts.items():
+        show = 'show() { printf \'%s\\0\' "$@"; }; srun() { show "$@"; }; torchrun() { show "$@"; }; deepspeed() { show "$@"; }; '
+        stubs = show + "scontrol() { echo node; }; export SLURM_JOB_NODELIST=n SLURM_JOB_ID=1 SKYPILOT_NODE_IPS=n; "
+        done = subprocess.run(["bash", "-c", stubs + script], capture_output=True, text=True, check=True)
+        assert done.stdout.split("\0")[-7:-1] == words, name
+
+
+@pytest.mark.parametrize("target", ["deepspeed", "slurm", "kubernetes", "skypilot"])
+def test_a_line_break_in_the_plans_path_ends_no_line_of_a_job_file(target: str, tmp_path: Path, data: Path, llmcheck: Any) -> None:
+    (tmp_path / "a\nb").mkdir()
+    plan = make_plan(llmcheck, tmp_path / "a\nb" / "p.json", "--gpus", "2")
+    code, out, err = llmcheck("launch", "--for", target, "--plan", plan, "--data", data, "--output", tmp_path / "o")
+
+    assert (code, out) == (2, "")
+    assert "--plan has characters that cannot be printed" in err
+
+
+@pytest.mark.parametrize("env", [{"A;touch x;B": "1"}, {"LD_PRELOAD": "x.so"}, {"PYTORCH_ALLOC_CONF": "a\nb"}])
+def test_a_plan_sets_nothing_but_the_allocator(env: dict[str, str], plan: Path, data: Path, tmp_path: Path, llmcheck: Any) -> None:
+    document = json.loads(plan.read_text())
+    document["launch"]["env"] = env
+    plan.write_text(json.dumps(document))
+    for words in (("launch", "--for", "slurm"), ("train", "--dry-run")):
+        code, out, err = llmcheck(*words, "--plan", plan, "--data", data, "--output", tmp_path / "o")
+
+        assert (code, out) == (2, "")
+        assert "error[plan-invalid]" in err
+        assert "launch.env" in err
+
+
+@pytest.mark.parametrize(("gpu", "name"), [("A100-40G", "A100"), ("A100-80G", "A100-80GB"), ("V100-32G", "V100-32GB"), ("L4", "L4")])
+def test_skypilot_is_asked_for_gpus_by_its_own_names(gpu: str, name: str, data: Path, tmp_path: Path, llmcheck: Any) -> None:
+    plan = make_plan(llmcheck, tmp_path / "p.json", "--gpus", "2", "--gpu", gpu, "--method", "lora")
+    sky = yaml.safe_load(llmcheck("launch", "--for", "skypilot", "--plan", plan, "--data", data, "--output", tmp_path / "o")[1])
+
+    assert sky["resources"]["accelerators"] == f"{name}:2"
+
+
+def test_what_launch_misses_is_launchs(plan: Path, data: Path, tmp_path: Path, llmcheck: Any) -> None:
+    assert "where: llmcheck launch" in llmcheck("launch", "--for", "slurm", "--plan", plan)[2]
+    assert "where: llmcheck launch" in llmcheck("launch", "--for", "slurm", "--data", data, "--output", tmp_path / "o")[2]
+
+
 def test_a_jobs_name_is_text_wherever_it_stands(plan: Path, data: Path, llmcheck: Any) -> None:
     base = ("--plan", plan, "--data", data, "--output", "o", "--name", "no")
     service, job = yaml.safe_load_all(llmcheck("launch", "--for", "kubernetes", *base)[1])
@@ -260,7 +339,8 @@ def receipt_of(plan: Path, *, factor: float = 1.0, step_factor: float = 1.0, **c
         "step_s": document["time"]["step_s"] * step_factor,
         "phases": phases,
     }
-    return {"schema": "llmcheck.run/1", "plan_digest": document["digest"], "plan_edited": False, "ranks": [{**rank, **changes}]}
+    receipt = {"schema": "llmcheck.run/1", "plan_digest": document["digest"], "plan_edited": False, "outcome": "finished"}
+    return {**receipt, "ranks": [{**rank, **changes}]}
 
 
 @pytest.mark.parametrize(("factor", "step_factor", "expected"), [(1.0, 1.0, 0), (1.2, 1.0, 1), (0.8, 1.0, 1), (1.0, 3.0, 1)])
@@ -285,18 +365,106 @@ def test_another_plans_run_is_not_compared(plan: Path, tmp_path: Path, llmcheck:
     assert "error[other-plan]" in llmcheck("compare", plan, run)[2]
 
 
-@pytest.mark.parametrize("damage", [{"ranks": []}, {"ranks": [{"rank": 0}]}, {"ranks": None}, {"plan_edited": None, "ranks": [5]}])
-def test_a_damaged_receipt_is_an_error_and_no_traceback(damage: dict[str, Any], plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        ({"ranks": []}, "there is none"),
+        ({"ranks": [{"rank": 0}]}, "missing"),
+        ({"ranks": None}, "expected a list, found null"),
+        ({"plan_edited": None, "ranks": [5]}, "run.plan_edited"),
+        ({"peak_allocated_bytes": "5"}, "expected a whole number, found '5'"),
+        ({"peak_allocated_bytes": -5}, "less than nothing"),
+        ({"peak_allocated_bytes": 10**400}, "too large"),
+        ({"step_s": "1"}, "run.ranks[0].step_s: expected a number"),
+        ({"step_s": 10**400}, "run.ranks[0].step_s: expected a number, found one too large"),
+        ({"phases": [{"name": "fwd0", "peak_allocated_bytes": "x"}]}, "run.ranks[0].phases[0].peak_allocated_bytes"),
+        ({"rank": 1}, "rank 0 is missing"),
+        ({"peak_reserved_bytes": None}, "memory was measured on some"),
+    ],
+)
+def test_a_damaged_receipt_is_an_error_and_no_traceback(
+    damage: dict[str, Any], why: str, plan: Path, tmp_path: Path, llmcheck: Any
+) -> None:
     run = tmp_path / "run.json"
-    run.write_text(json.dumps({**receipt_of(plan), **damage}))
+    whole = {key: value for key, value in damage.items() if key in ("ranks", "plan_edited")}
+    run.write_text(json.dumps({**receipt_of(plan, **({} if whole else damage)), **whole}))
+    for form in ("text", "json"):
+        code, out, err = llmcheck("compare", plan, run, "--format", form)
+
+        assert (code, out) == (2, "")
+        assert "error[run-invalid]" in err
+        assert why in err
+        assert str(run) in err
+        assert "hint:" in err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("step_s", [None, 0.1])
+def test_a_run_that_ran_out_of_memory_is_not_as_planned(rank: int, step_s: float | None, plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**receipt_of(plan, factor=0.5, rank=rank, step_s=step_s), "outcome": "out-of-memory"}))
+    code, out, err = llmcheck("compare", plan, run)
+    document = json.loads(llmcheck("compare", plan, run, "--format", "json")[1])
+
+    assert (code, err) == (1, "")
+    assert f"memory ran out on rank {rank}" in out
+    assert "the plan said that the run fits" in out
+    assert (document["outcome"], document["within"]) == ("out-of-memory", False)
+    assert {row["within"] for row in document["rows"] if row["unit"] == "bytes"} == {None}, "it did not come to its peak"
+
+
+def test_out_of_memory_where_the_plan_said_so_is_as_planned(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    small = tmp_path / "small.json"
+    options = ("--method", "full", "--zero", "0", "--gpus", "1", "--micro-batch", "1", "--offload", "none", "--optimizer", "fused-adam")
+    assert llmcheck("plan", "--model", "llama-7b", "--gpu", "RTX-3060-12G", *options, "--out", small)[0] == 1
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**receipt_of(small, step_s=None), "outcome": "out-of-memory"}))
+
+    assert llmcheck("compare", small, run)[0] == 0
+
+
+def test_a_later_rank_may_have_timed_no_step(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    receipt = receipt_of(plan)
+    receipt["ranks"].append({**receipt["ranks"][0], "rank": 1, "step_s": None})
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps(receipt))
+
+    assert llmcheck("compare", plan, run)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("schema", "what", "hint"),
+    [
+        ("llmcheck.run/0", "of another version of llmcheck", "compare it with the llmcheck that wrote it"),
+        ("llmcheck.plan/1", "not a run receipt", "the plan comes first"),
+        (None, "not a run receipt", "run.json"),
+    ],
+)
+def test_what_is_no_receipt_of_this_version_says_what_to_do(
+    schema: str | None, what: str, hint: str, plan: Path, tmp_path: Path, llmcheck: Any
+) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**receipt_of(plan), "schema": schema}))
     code, _, err = llmcheck("compare", plan, run)
 
     assert code == 2
-    assert "error[run-invalid]" in err
+    assert what in err
+    assert hint in err
+
+
+@pytest.mark.parametrize("changes", [{}, {"outcome": "out-of-memory"}])
+def test_a_comparison_is_as_its_published_schema_says(changes: dict[str, Any], plan: Path, tmp_path: Path, llmcheck: Any) -> None:
+    schema = json.loads((Path(planfile.__file__).parent / "schema" / "compare-1.json").read_text(encoding="utf-8"))
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**receipt_of(plan), **changes}))
+
+    assert not list(Draft202012Validator(schema).iter_errors(json.loads(llmcheck("compare", plan, run, "--format", "json")[1])))
 
 
 def test_a_run_on_the_cpu_cannot_be_compared(plan: Path, tmp_path: Path, llmcheck: Any) -> None:
     run = tmp_path / "run.json"
-    run.write_text(json.dumps(receipt_of(plan, peak_allocated_bytes=None, device_memory_bytes=None, device="cpu")))
+    run.write_text(
+        json.dumps(receipt_of(plan, peak_allocated_bytes=None, peak_reserved_bytes=None, device_memory_bytes=None, device="cpu"))
+    )
 
     assert llmcheck("compare", plan, run)[0] == 3

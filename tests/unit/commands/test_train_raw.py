@@ -229,6 +229,23 @@ def test_a_template_that_asks_for_the_day_keeps_it(run: Train, model: Path, tmp_
     assert date.today().isoformat() not in tomorrow.err
 
 
+def test_a_dry_run_comes_past_a_first_row_of_megabytes(go: Train, tmp_path: Path) -> None:
+    long = {**ALPACA[0], "output": "word " * 2_000_000}
+    done = go("--data", jsonl(tmp_path / "rows.jsonl", long, *ALPACA), "--dry-run")
+
+    assert done.code == 0, done.err
+    assert "5 of the first 5 rows would be used" in done.err
+
+
+def test_pieces_of_a_text_are_one_row(go: Train, tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("One line.\n" + "word " * 500 + "\n")
+    done = go("--data", text, "--dry-run")
+
+    assert done.code == 0, done.err
+    assert "2 of the first 2 rows would be used" in done.err
+
+
 def test_a_dry_run_tries_the_first_rows_and_writes_nothing(go: Train, tmp_path: Path) -> None:
     file = jsonl(tmp_path / "rows.jsonl", *BELLE, {**ALPACA[0], "output": "many words " * 100}, {"x": 1})
     done = go("--data", file, "--max-bad", "1", "--dry-run")
@@ -510,6 +527,20 @@ def test_a_hostfile_with_more_hosts_than_the_plan_is_no_finding(run: Train, mode
     assert done.code == 0, done.err
     assert done.launched is not None
     assert done.launched[1:7] == ["--hostfile", str(hosts), "--num_nodes", "2", "--num_gpus", "2"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"), [("./nope", "cannot read the folder of the weights"), ("~/m", "the shell did not put your home")]
+)
+def test_weights_that_are_nowhere_stop_before_anything_is_made(go: Train, tmp_path: Path, weights: str, said: str) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", *BELLE)
+    done = go("--data", file, "--weights", weights)
+
+    assert (done.code, done.launched) == (2, None)
+    assert said in done.err
+    assert f"where: --weights {weights}" in done.err
+    assert not (tmp_path / "out").exists()
+    assert go("--data", file, "--weights", weights, "--dry-run").code == 0, "which is made anywhere"
 
 
 def test_what_doctor_did_not_examine_is_said(run: Train, model: Path, tmp_path: Path) -> None:

@@ -112,6 +112,10 @@ def test_mixed_layouts(tmp_path: Path) -> None:
         ({"instruction": "a <|im_end|>", "output": "b"}, {"control_tokens"}),
         ({"instruction": "a", "output": "b</s>"}, {"control_tokens"}),
         ({"text": "  "}, {"empty_answers", "unsupervised"}),
+        ({"instruction": "a", "output": None, "messages": None}, {"empty_answers", "unsupervised"}),
+        ({"instruction": "a", "output": None, "text": "b"}, {"empty_answers", "unsupervised"}),
+        ({"text": None}, {"empty_answers", "unsupervised"}),
+        ({"messages": [{"role": None, "content": "a"}]}, {"bad_roles"}),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, {"same_preference"}),
         ({"text": "caf\u00c3\u00a9"}, {"mojibake"}),
         ({"text": "it\u00e2\u20ac\u2122s"}, {"mojibake"}),
@@ -137,6 +141,18 @@ def test_what_is_wrong_with_a_row(tmp_path: Path, row: Any, kinds: set[str]) -> 
         {"instruction": "What is <s>old</s>new?".replace("</s>", ""), "output": "HTML"},
         {"instruction": "Explain: Human: resources", "output": "It means: Assistant: none"},
         {"text": "x < y |> z"},
+        # Tables of several shapes: what is another shape's is null.
+        {"instruction": None, "output": None, "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"instruction": "a", "output": "b", "messages": None, "text": None, "prompt": None, "completion": None},
+        {"instruction": "a", "output": None, "response": "b"},
+        {"instruction": None, "output": None, "text": "a"},
+        {"messages": None, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {
+            "messages": [
+                {"role": None, "content": None, "from": "human", "value": "a"},
+                {"role": None, "content": None, "from": "gpt", "value": "b"},
+            ]
+        },
     ],
 )
 def test_near_misses(tmp_path: Path, row: dict[str, Any]) -> None:

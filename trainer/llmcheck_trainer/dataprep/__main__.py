@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from shlex import quote
 from typing import Any, NoReturn
 
-from llmcheck.console import complain, emit, terminal
+from llmcheck.console import complain, emit, escape, terminal
 from llmcheck.errors import CouldNotCheckError, UserError
 
 EXIT_INTERRUPTED = 130
@@ -89,12 +90,12 @@ def _prepare(request: dict[str, Any]) -> int:
         emit(json.dumps(outcome.manifest, indent=1, ensure_ascii=False) + "\n")
         return 0
     where = terminal(sys.stdout)
-    again = f" again, since {'; '.join(changes)}" if changes else ""
-    first = f"{asked.out}: " + ("nothing has changed, the prepared data is used again" if outcome.reused else f"written{again}")
+    again = f" again, since {escape('; '.join(changes))}" if changes else ""
+    first = f"{escape(asked.out)}: " + ("nothing has changed, the prepared data is used again" if outcome.reused else f"written{again}")
     lines = [first, *report.summary(outcome.manifest, where)]
     if outcome.note:
         lines.append(report.paint(f"note: {outcome.note}", "\x1b[33m", where))
-    lines.append(f"see samples: llmcheck data show {asked.out}")
+    lines.append(f"see samples: llmcheck data show {escape(quote(asked.out))}")
     emit("\n".join(lines) + "\n")
     return 0
 

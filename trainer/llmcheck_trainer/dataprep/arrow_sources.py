@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from llmcheck.errors import CouldNotCheckError, UserError
+from llmcheck_trainer.dataprep.rows import FIELDS, BadRowError
 
 if TYPE_CHECKING:
     from llmcheck_trainer.dataprep.sources import Rows, Source
@@ -29,7 +30,7 @@ def read(source: Source, advance: Callable[[int], None]) -> Iterator[Rows]:
     number, told = 1, 0
     try:
         for batch, done in batches:
-            rows = batch.to_pylist()
+            rows = _rows(batch)
             yield list(enumerate(rows, number))
             number += len(rows)
             now = int(done * source.num_bytes)
@@ -43,6 +44,30 @@ def read(source: Source, advance: Callable[[int], None]) -> Iterator[Rows]:
             why=str(reason).splitlines()[0][:200],
             hint="is it complete?",
         ) from reason
+
+
+def _rows(batch: Any) -> list[Any]:
+    """The rows as Python's values; of the columns that are not used, which may hold anything, the names only."""
+    names = batch.schema.names
+    places = [place for place, name in enumerate(names) if name in FIELDS]
+    others = dict.fromkeys(name for name in names if name not in FIELDS)
+    if not places:  # a batch without columns has no rows
+        return [dict(others) for _ in range(batch.num_rows)]
+    known = batch.select(places)
+    try:
+        rows = known.to_pylist()
+    except (ValueError, OverflowError):  # one of the rows: text that is not UTF-8, a date that Python does not have
+        rows = [_row(known.slice(place, 1)) for place in range(known.num_rows)]
+    return [{**row, **others} if isinstance(row, dict) else row for row in rows] if others else rows
+
+
+def _row(one: Any) -> Any:
+    try:
+        return one.to_pylist()[0]
+    except UnicodeDecodeError as reason:
+        return BadRowError("not-utf8", f"byte {reason.start} of a field is none")
+    except (ValueError, OverflowError) as reason:
+        return BadRowError("not-text", str(reason)[:100])
 
 
 def _parquet(path: str) -> Iterator[tuple[Any, float]]:

@@ -99,9 +99,10 @@ class ChatTemplate:
         return results
 
     def _send(self, document: Any) -> None:
+        # What tables hold beside text in a turn, dates and the like, is handed on as text.
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(document).encode() + b"\n")
+            self._process.stdin.write(json.dumps(document, default=str).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as reason:
             raise self._died() from reason
@@ -144,7 +145,7 @@ def _messages(sample: Sample) -> list[dict[str, Any]]:
 
 def _learn(sample: Sample) -> list[bool]:
     """For each answer whether it is learnt."""
-    return [turn.learn and bool(turn.content.strip() or turn.extra) for turn in sample.turns if turn.role == "assistant"]
+    return [turn.learn and turn.says_something for turn in sample.turns if turn.role == "assistant"]
 
 
 def _has_jinja() -> bool:

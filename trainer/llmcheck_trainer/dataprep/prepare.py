@@ -25,7 +25,7 @@ from llmcheck_trainer.dataprep.tally import Tally
 from llmcheck_trainer.dataprep.templates import NO_TAIL, Template
 from llmcheck_trainer.dataprep.work import Nowhere, Renderer, Work, judge
 
-VERSION = 1  # of what is written for given input; a change makes earlier folders stale
+VERSION = 2  # of what is written for given input; a change makes earlier folders stale
 TRIAL_ROWS = 1000  # of all files together that a dry run encodes: their shape shows in the first ones
 
 
@@ -108,10 +108,13 @@ def try_first(settings: Settings) -> Trial:
         work = Work(settings, tokenizer, renderer, encoder, Nowhere(), tally)
         for place, source in enumerate(sources):
             share = -(-TRIAL_ROWS // len(sources))
+            left = share
             for rows in source.read(lambda _: None, hashed=False):
-                work.take_rows(place, source, rows[:share])
-                break
-        judge(settings, tally, finished=True)
+                work.take_rows(place, source, rows[:left])
+                left -= len(rows)
+                if left <= 0:
+                    break
+        judge(settings, tally, renderer, finished=True)
         files = {name: {"sha256": "", "num_bytes": 0} for name in store.FILES}
         trial = {**_manifest(settings, tokenizer, renderer, sources, asked, tally), "files": files}
         return Trial(trial, False, changes, tally.num_source_rows, num_bytes)
@@ -198,7 +201,7 @@ def _write(
         work = Work(settings, tokenizer, renderer, encoder, writer, tally)
         for place, source in enumerate(sources):
             work.take(place, source, advance)
-        judge(settings, tally, finished=True)
+        judge(settings, tally, renderer, finished=True)
         return writer.finish(_manifest(settings, tokenizer, renderer, sources, asked, tally))
 
 
@@ -224,7 +227,7 @@ def _manifest(
     asked: dict[str, Any],
     tally: Tally,
 ) -> dict[str, Any]:
-    notes = [*tokenizer.notes, *_template_notes(tokenizer, renderer)]
+    notes = [*tokenizer.notes, *_template_notes(tokenizer, renderer), *_repeated(sources)]
     listed = [{"path": each.label, "sha256": each.sha256, "num_bytes": each.num_bytes, "num_rows": each.num_rows} for each in sources]
     inputs = hashlib.sha256(json.dumps([asked, [each["sha256"] for each in listed]], sort_keys=True).encode()).hexdigest()
     name = None if renderer is None else renderer.name
@@ -244,9 +247,26 @@ def _manifest(
         "sources": listed,
         "dropped": tally.dropped(),
         "truncated": tally.truncated(),
-        "lengths": tally.lengths(settings.seq_len),
+        "pieces": tally.pieces(),
+        "lengths": tally.lengths(settings.seq_len, drop_long=settings.too_long == "drop"),
         "notes": notes,
     }
+
+
+def _repeated(sources: Iterable[Source]) -> list[str]:
+    """Files of the same content: each of their rows is learnt as often as they are named."""
+    first: dict[str, str] = {}
+    notes = []
+    for each in sources:
+        if not each.sha256:  # a trial that came to no end
+            continue
+        if each.sha256 not in first:
+            first[each.sha256] = each.label
+        elif first[each.sha256] == each.label:
+            notes.append(f"{each.label} is named twice: its rows are learnt as often")
+        else:
+            notes.append(f"{each.label} is {first[each.sha256]} under another name: its rows are learnt twice")
+    return notes
 
 
 def _template_notes(tokenizer: tokenizers_.Tokenizer, renderer: Renderer | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any
 
 from llmcheck.console import Terminal, complain
@@ -60,10 +61,17 @@ def make_ready(sets: Iterable[Set], wanted: Wanted, *, dry: bool) -> None:
 
 def _prepared(given: Set, wanted: Wanted) -> _Found:
     assert given.folder is not None
-    manifest = _look_at(given.folder, given.flag, wanted)
-    if not store.is_whole(given.folder, manifest):
-        raise store.changed(f"{given.flag} {given.folder}")
-    complain([f"{given.flag} {given.folder}: {line}" if not at else line for at, line in enumerate(report.brief(manifest, _PLAIN))])
+    try:
+        return _found(given.folder, given, wanted)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as reason:  # it was edited: all of this is read from it
+        raise store.damaged(f"{given.flag} {given.folder}", reason) from reason
+
+
+def _found(folder: str, given: Set, wanted: Wanted) -> _Found:
+    manifest = _look_at(folder, given.flag, wanted)
+    if not store.is_whole(folder, manifest):
+        raise store.changed(f"{given.flag} {folder}")
+    complain([f"{given.flag} {folder}: {line}" if not at else line for at, line in enumerate(report.brief(manifest, _PLAIN))])
     return _Found(manifest)
 
 
@@ -84,7 +92,7 @@ def _made(settings: Settings, flag: str, wanted: Wanted) -> _Found:
         complain([lines[0] + lines[1], *lines[2:]])
     else:
         complain([f"{flag}: {line}" if not at else line for at, line in enumerate(report.brief(outcome.manifest, _PLAIN))])
-        complain([f"see samples: llmcheck data show {settings.out}"])
+        complain([f"see samples: llmcheck data show {quote(settings.out)}"])
     if outcome.note:
         complain([f"note: {outcome.note}"])
     return _Found(_look_at(settings.out, flag, wanted, compared=not outcome.reused), settings.files)
@@ -112,7 +120,7 @@ def _would(settings: Settings, flag: str, trial: Trial) -> list[str]:
         f"{flag}: would prepare {sources} file{'s' if sources != 1 else ''}, {human_bytes(trial.num_bytes)}, to {settings.out}{again}: "
         f"tokenizer {settings.tokenizer}, template {template}, {settings.seq_len:,} tokens"
     )
-    used, read = trial.manifest["num_rows"], trial.num_rows_read
+    used, read = report.num_rows_used(trial.manifest), trial.num_rows_read
     return [head, f"{used:,} of the first {read:,} rows would be used", *report.brief(trial.manifest, _PLAIN)[1:]]
 
 
@@ -197,7 +205,10 @@ def _warn_of_shared(train: _Found, held_out: _Found) -> None:
 def _sources(found: _Found) -> list[Mapping[str, Any]]:
     """The sources that the manifest names; one of a folder may have been edited."""
     listed = found.manifest.get("sources")
-    return [each for each in listed if isinstance(each, dict) and "path" in each] if isinstance(listed, list) else []
+    if not isinstance(listed, list):
+        return []
+    named = [each for each in listed if isinstance(each, dict) and isinstance(each.get("path"), str)]
+    return [each for each in named if isinstance(each.get("sha256", ""), str)]
 
 
 def _is_same(one: str, other: str) -> bool:

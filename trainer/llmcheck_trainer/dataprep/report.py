@@ -26,8 +26,7 @@ def summary(manifest: dict[str, Any], terminal: Terminal) -> list[str]:
     size = sum(file["num_bytes"] for file in manifest["files"].values())
     template = manifest["template"]["name"] or "none"
     lines = [
-        paint(f"{manifest['num_rows']:,} rows of {manifest['num_source_rows']:,}", _BOLD, terminal)
-        + f", {human_count(tokens)} tokens, {share:.1%} of them learnt; {human_bytes(size)}",
+        paint(_rows(manifest), _BOLD, terminal) + f", {human_count(tokens)} tokens, {share:.1%} of them learnt; {human_bytes(size)}",
         f"sequence length {manifest['seq_len']:,}, template {escape(str(template))}, {manifest['token_dtype']} tokens",
     ]
     lines += ["", *left_out(manifest, terminal)] if manifest["dropped"] or manifest["truncated"]["count"] else []
@@ -40,10 +39,24 @@ def brief(manifest: Mapping[str, Any], terminal: Terminal) -> list[str]:
     """The first line of :func:`summary`, what was left out or cut off, and the notes."""
     tokens, learnt = manifest["num_tokens"], manifest["num_supervised_tokens"]
     share = learnt / tokens if tokens else 0.0
-    read = manifest.get("num_source_rows", manifest["num_rows"])
-    head = f"{manifest['num_rows']:,} rows of {read:,}, {human_count(tokens)} tokens, {share:.1%} of them learnt"
+    head = f"{_rows(manifest)}, {human_count(tokens)} tokens, {share:.1%} of them learnt"
     told = left_out(manifest, terminal) if "dropped" in manifest and "truncated" in manifest else []
     return [head, *told, *(paint(f"note: {escape(note)}", _YELLOW, terminal) for note in manifest.get("notes", ()))]
+
+
+def num_rows_used(manifest: Mapping[str, Any]) -> int:
+    """Rows of the sources that became one or more of those that are written."""
+    pieces = manifest.get("pieces") or {"count": 0, "num_rows": 0}
+    return int(manifest["num_rows"] - pieces["num_rows"] + pieces["count"])
+
+
+def _rows(manifest: Mapping[str, Any]) -> str:
+    """How many rows became of how many; a plain text longer than the sequence length becomes several."""
+    rows, more, pieces = num_rows_used(manifest), "", manifest.get("pieces")
+    if pieces and pieces["count"]:
+        texts = "1 longer text" if pieces["count"] == 1 else f"{pieces['count']:,} longer texts"
+        more = f", as {manifest['num_rows']:,} sequences: {texts} in {pieces['num_rows']:,} pieces"
+    return f"{rows:,} rows of {manifest.get('num_source_rows', manifest['num_rows']):,}{more}"
 
 
 def left_out(manifest: Mapping[str, Any], terminal: Terminal) -> list[str]:
@@ -78,20 +91,29 @@ def lengths(manifest: dict[str, Any], terminal: Terminal) -> list[str]:
     most = max(number for _, number in told["histogram"])
     block = "█" if terminal.unicode else "#"
     lines = [f"tokens a row: mean {told['mean']:,}, half up to {told['p50']:,}, 99 % up to {told['p99']:,}, longest {told['max']:,}"]
+    empty = 0
     for edge, number in told["histogram"]:
+        own = edge >= manifest["seq_len"] > edge * 2 // 3
+        empty = 0 if number or own else empty + 1
+        if empty > 1:  # the second and later of a gap
+            lines += ["  ..."] if empty == 2 else []
+            continue
         bar = block * max(round(_BAR_WIDTH * number / most), 1 if number else 0)
-        mark = "  <- sequence length" if edge >= manifest["seq_len"] > edge * 2 // 3 else ""
+        mark = "  <- sequence length" if own else ""
         lines.append(f"  up to {edge:>9,}  {number:>11,}  {bar}{mark}")
-    lines.append("sequence length   rows cut   tokens lost")
+    dropped = manifest.get("asked", {}).get("too_long") == "drop"
+    what = "rows left out" if dropped else "rows cut"
+    lines.append(f"sequence length   {what}   tokens lost")
     for row in told["by_seq_len"]:
         mark = "*" if row["seq_len"] == manifest["seq_len"] else " "
-        lines.append(f"{mark} {row['seq_len']:>13,}   {row['rows_cut_fraction']:>8.2%}   {row['tokens_cut_fraction']:>11.2%}")
+        rows, tokens = row["rows_cut_fraction"], row["tokens_cut_fraction"]
+        lines.append(f"{mark} {row['seq_len']:>13,}   {rows:>{len(what)}.2%}   {tokens:>11.2%}")
     return lines
 
 
 def sample(title: str, parts: Sequence[tuple[str, bool]], num_tokens: int, num_learnt: int, terminal: Terminal) -> list[str]:
     """A row: what is learnt green (without colours in brackets), the rest dim."""
-    lines = [paint(f"{title}: {num_tokens:,} tokens, {num_learnt:,} learnt", _BOLD, terminal)]
+    lines = [paint(f"{escape(title)}: {num_tokens:,} tokens, {num_learnt:,} learnt", _BOLD, terminal)]
     marks = ("", "") if terminal.colour else ("⟦", "⟧") if terminal.unicode else ("[[", "]]")
     text = ""
     for part, learnt in parts:

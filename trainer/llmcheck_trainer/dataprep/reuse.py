@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmcheck.console import Terminal
 from llmcheck.errors import UserError
-from llmcheck_trainer.dataprep import store
+from llmcheck_trainer.dataprep import report, store
 from llmcheck_trainer.dataprep.sources import Source, hash_file
 
 _MAX_NAMED = 3  # files named of each kind
@@ -24,6 +25,10 @@ def look(out: str, asked: Mapping[str, Any], sources: Sequence[Source]) -> tuple
     changes = (*_settings(manifest, asked), *_files(manifest, sources))
     if changes:
         return None, changes
+    try:
+        report.summary(manifest, Terminal(colour=False))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):  # it was edited
+        return None, ("its manifest is damaged",)
     return (manifest, ()) if store.is_whole(out, manifest) else (None, ("its files are damaged",))
 
 

@@ -46,7 +46,7 @@ def from_json(text: str) -> Settings:
         raise UserError(
             "not the settings of a preparation",
             code="usage",
-            where="the trainer's command line",
+            where="llmcheck_trainer.dataprep",
             why=str(reason),
             hint="`llmcheck data prepare` writes them",
         ) from reason

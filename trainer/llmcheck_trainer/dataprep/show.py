@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,7 @@ from llmcheck.console import Terminal
 from llmcheck.errors import UserError
 from llmcheck_trainer.dataprep import hub, report, store
 from llmcheck_trainer.dataprep import tokenizer as tokenizers_
+from llmcheck_trainer.dataprep.rows import BAD, REASONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,27 @@ def _rows_of_line(text: str, reader: store.Reader) -> list[int]:
         raise UserError("which file? there are several", code="usage", where="--line", hint=f"--line {sources[0]}:{number}")
     rows = reader.rows_of(sources.index(path) if path else 0, int(number))
     if not rows:
-        raise UserError(
-            f"nothing was made of line {number}", code="input", where="--line", why="it was left out, is blank, or does not exist",
-            hint="the manifest's \"dropped\" counts what was left out and names the first",
-        )  # fmt: skip
+        raise _nothing(reader.manifest, path or sources[0], int(number))
     return rows
+
+
+def _nothing(manifest: dict[str, Any], path: str, line: int) -> UserError:
+    """Why a line has no row: its own reason where it is one of the lines that the manifest names."""
+    try:
+        for reason, places in manifest["dropped"].items():
+            for place in places["first"]:
+                if place["file"] == path and place["line"] == line:
+                    kind = "it is bad" if reason in BAD else "it was left out"
+                    why = "; ".join(filter(None, (f"{kind}: {REASONS.get(reason, reason)}", place.get("detail"))))
+                    return UserError(
+                        f"nothing was made of line {line}", code="input", where=f"{path}:{line}", why=why, hint="mend the line"
+                    )
+        unnamed = any(places["count"] > len(places["first"]) for places in manifest["dropped"].values())
+    except (KeyError, TypeError, AttributeError) as reason:
+        raise store.damaged(path, reason) from reason
+    why = "it is blank, or does not exist" + ("; or it was left out, and is not among the first of its kind" if unnamed else "")
+    hint = 'the manifest\'s "dropped" counts what was left out and names the first'
+    return UserError(f"nothing was made of line {line}", code="input", where=f"{path}:{line}", why=why, hint=hint)
 
 
 def parts(backend: tokenizers_.Backend, ids: Any, supervised: Any) -> list[tuple[str, bool]]:
@@ -110,8 +128,27 @@ def parts(backend: tokenizers_.Backend, ids: Any, supervised: Any) -> list[tuple
 def _tokenizer(request: Request, manifest: dict[str, Any]) -> tokenizers_.Tokenizer:
     said = manifest["tokenizer"]
     path = request.tokenizer or said["path"]
+    if request.tokenizer is None and not hub.is_name(path) and not os.path.isdir(path):
+        raise UserError(
+            f"the tokenizer that made the data is not at {path}",
+            code="tokenizer",
+            where=request.path,
+            why="it has moved" if os.path.isabs(path) else "it has moved, or the path counts from another folder",
+            hint="--tokenizer DIR says where it is",
+        )
     folder = hub.tokenizer_folder(path) if hub.is_name(path) else path
-    return tokenizers_.load(folder, pad_token=None if request.tokenizer else said.get("pad_token"))
+    found = tokenizers_.load(folder, pad_token=None if request.tokenizer else said.get("pad_token"))
+    # By the tokens, where the manifest has their digest: a file saved again is another file and the same tokenizer.
+    key, own = ("tokens_digest", found.tokens_digest()) if said.get("tokens_digest") else ("digest", found.digest)
+    if own != said[key]:
+        raise UserError(
+            f"the tokenizer at {path} is another than the one that made the data",
+            code="tokenizer",
+            where=request.path,
+            why=f"its digest is {own[:19]}..., the data's {str(said[key])[:19]}...: the text would be another",
+            hint="--tokenizer DIR with the data's own, or prepare the data again",
+        )
+    return found
 
 
 def _check_sources(reader: store.Reader) -> None:

@@ -17,13 +17,23 @@ from typing import Any
 
 from llmcheck.errors import UserError
 from llmcheck.paths import unreadable
-from llmcheck_trainer.dataprep.rows import BadRowError
+from llmcheck_trainer.dataprep.rows import MAX_SHOWN, BadRowError
 
 BLOCK_BYTES = 4 << 20  # read and handed on at once: 5,000 rows of 0.8 KB
 MAX_ROW_BYTES = 32 << 20  # a longer row is reported and passed over; it would be millions of tokens
 
 Row = tuple[int, Any]  # its line or number from 1, and the decoded value or a BadRowError
 Rows = list[Row]
+# What files hold, from which byte on, that other programs unpack, and how.
+_PACKED = (
+    (0, b"\x28\xb5\x2f\xfd", "zstandard", "zstd -d {}"),
+    (4, b"1AY&", "bzip2", "bunzip2 -k {}"),
+    (0, b"\xfd7zXZ\x00", "xz", "unxz -k {}"),
+    (0, b"PK\x03\x04", "zip", "unzip {}"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7z", "7z x {}"),
+)
+_TABLES = {".csv": 'read_csv("FILE")', ".tsv": 'read_csv("FILE", sep="\\t")', ".xlsx": 'read_excel("FILE")'}
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ADVICE = "JSON lines, a JSON list, text (.txt), Parquet or Arrow; JSON and text also as .gz"
 
 
@@ -73,6 +83,8 @@ class Source:
 
     def _rows(self, stream: io.RawIOBase | gzip.GzipFile) -> Iterator[Rows]:
         first = stream.read(BLOCK_BYTES) or b""
+        if first.startswith(_UTF16):  # zipped: else it was seen when the file was opened
+            raise _utf16(self.label)
         first = first.removeprefix(codecs.BOM_UTF8)
         if self.kind == "text":
             yield from _text_lines(stream, first)
@@ -126,17 +138,41 @@ def open_source(path: str, label: str = "") -> Source:
         return Source(path, label, "parquet", status.st_size, unit="row")
     if magic[:6] == b"ARROW1" or (ending in (".arrow", ".feather") and magic[:4] == b"\xff\xff\xff\xff"):
         return Source(path, label, "arrow", status.st_size, unit="row")
-    if magic.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        why = "each of its rows would be bad: rows are UTF-8"
-        hint = f"save it as UTF-8: iconv -f UTF-16 -t UTF-8 {quote(label)} > utf8{ending}"
-        raise UserError(f"{label} is UTF-16 text", code="input", where=label, why=why, hint=hint)
+    if magic.startswith(_UTF16):
+        raise _utf16(label)
+    for at, mark, name_of, command in _PACKED:
+        if magic.startswith(mark, at) and ending not in _TABLES:
+            raise UserError(
+                f"{label} is packed with {name_of}", code="input", where=label, why=f"read are {ADVICE}", hint=_unpack(command, label)
+            )
     if not status.st_size:
         raise UserError(f"{label} is empty", code="input", where=label, hint="is it the right file?")
     if ending in (".txt", ".text", ".md"):
         return Source(path, label, "text", status.st_size, zipped)
     if ending in (".json", ".jsonl", ".ndjson", ".jsonlines") or magic.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
         return Source(path, label, "json", status.st_size, zipped)
-    raise UserError(f"{label} is no file of rows that is known", code="input", where=label, why=f"known are {ADVICE}", hint="convert it")
+    hint = "write its rows as JSON lines"
+    if ending in _TABLES:
+        hint += f': python -c \'import pandas; pandas.{_TABLES[ending]}.to_json("rows.jsonl", orient="records", lines=True)\''
+    if zipped and ending in (".parquet", ".arrow", ".feather"):
+        hint = f"unpack it: gunzip -k {quote(label)}"
+    raise UserError(f"{label} is no file of rows that is known", code="input", where=label, why=f"known are {ADVICE}", hint=hint)
+
+
+def _unpack(command: str, label: str) -> str:
+    return f"unpack it: {command.format(quote(label))}, and give what comes out; or pack it with gzip"
+
+
+def _utf16(label: str) -> UserError:
+    name = os.path.basename(label).removesuffix(".gz")
+    source = f"zcat {quote(label)} | iconv -f UTF-16 -t UTF-8" if label.endswith(".gz") else f"iconv -f UTF-16 -t UTF-8 {quote(label)}"
+    return UserError(
+        f"{label} is UTF-16 text",
+        code="input",
+        where=label,
+        why="each of its rows would be bad: rows are UTF-8",
+        hint=f"save it as UTF-8: {source} > {quote('utf8-' + name)}",
+    )
 
 
 def hash_file(path: str) -> str:
@@ -179,7 +215,7 @@ def _json_lines(stream: io.RawIOBase | gzip.GzipFile, first: bytes, label: str) 
             code="input",
             where=label,
             why="rows are lines, or the items of one list",
-            hint="write the list that it holds to a file of its own",
+            hint="objects one after the other: jq -c . FILE > rows.jsonl; a list in one object: jq -c '.NAME[]' FILE > rows.jsonl",
         )
     for number, lines, too_long in _blocks_of_lines(stream, first):
         rows: Rows = []
@@ -197,6 +233,8 @@ def _decoded(line: bytes) -> Any:
         value = _decode(text.strip())
     except UnicodeDecodeError as reason:
         return BadRowError("not-utf8", f"byte {reason.start} is none")
+    except _TwiceError as reason:
+        return BadRowError("not-json", reason.why)
     except (ValueError, RecursionError) as reason:
         why = "nested too deeply" if isinstance(reason, RecursionError) else getattr(reason, "msg", "a number is too long")
         return BadRowError("not-json", why)
@@ -209,7 +247,7 @@ def _half() -> BadRowError:
 
 def has_half_characters(text: str, value: Any) -> bool:
     r"""True when an escape such as \ud800 in `text` left half of a character in `value`: no tokenizer takes it."""
-    if "\\ud" not in text and "\\uD" not in text:
+    if ("\\ud" not in text and "\\uD" not in text) or isinstance(value, BadRowError):
         return False
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -218,8 +256,26 @@ def has_half_characters(text: str, value: Any) -> bool:
     return False
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises _TwiceError where a key is there twice: one of the two values would be lost without a word."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        raise _TwiceError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return value
+
+
+class _TwiceError(ValueError):
+    """The key that an object has twice."""
+
+    @property
+    def why(self) -> str:
+        """For the report."""
+        return f"the key {str(self)[:MAX_SHOWN]!r} is there twice"
+
+
 # NaN and the infinities, which Python and pandas write for "nothing", are read as null.
-_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_object)
 _decode = _DECODER.decode
 
 
@@ -301,7 +357,16 @@ def _elements(stream: io.RawIOBase | gzip.GzipFile, first: bytes, label: str) ->
             rows, weight = [], 0
     yield rows
     window.at += 1
-    if window.skip_space():
+    following = window.skip_space()
+    if following == "[":
+        raise UserError(
+            f"{label} holds one list after another",
+            code="not-json",
+            where=label,
+            why="rows are objects, one a line, or the items of one list",
+            hint="make an object of each: jq -c '{conversations: .}' FILE > rows.jsonl",
+        )
+    if following:
         raise _broken(label, number, "something follows the list's end")
 
 
@@ -310,7 +375,7 @@ def _element(window: _Window, number: int, label: str) -> tuple[Any, int]:
     while True:
         why = "no comma follows it"
         try:
-            value, end = _DECODER.raw_decode(window.text, window.at)
+            value, end = _item(window.text, window.at)
             if window.ended or window.text[end : end + 1] in (",", "]", " ", "\n", "\r", "\t"):  # else a number may go on: 0 of 0.5
                 text = window.text[window.at : end]
                 window.at = end
@@ -322,6 +387,14 @@ def _element(window: _Window, number: int, label: str) -> tuple[Any, int]:
         if window.ended or len(window.text) - window.at > MAX_ROW_BYTES:
             raise _broken(label, number, why)
         window.more()
+
+
+def _item(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins at `at`, and its end; a BadRowError for one that harms itself only. Raises ValueError."""
+    try:
+        return _DECODER.raw_decode(text, at)
+    except _TwiceError as reason:
+        return BadRowError("not-json", reason.why), json.JSONDecoder().raw_decode(text, at)[1]
 
 
 def _broken(label: str, number: int, why: str) -> UserError:

@@ -6,6 +6,7 @@ A run that is killed leaves a scratch folder that no one takes for data and that
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -35,6 +36,7 @@ FILE_SHIFT = 48  # of source.bin: a line number has 48 bits, the file's place in
 MAX_FILES = 1 << 15
 MAX_MANIFEST_BYTES = 16 << 20
 _LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAKING_S = 60.0  # a scratch folder has its lock an instant after it is made
 _TOKENS_AT_A_TIME = 1 << 24  # bounds the memory of a pass over all tokens
 
@@ -209,7 +211,8 @@ def _sync_folder(path: str) -> None:
 
 
 def _cannot(out: str, reason: OSError) -> UserError:
-    return UserError(f"cannot write {out}", code="output", where=f"--out {out}", why=reason.strerror or str(reason), hint="is there space?")
+    hint = "make room, or name a folder on another disk" if reason.errno in _FULL else "name a folder that can be written to"
+    return UserError(f"cannot write {out}", code="output", where=f"--out {out}", why=reason.strerror or str(reason), hint=hint)
 
 
 def read_manifest(path: str) -> dict[str, Any]:

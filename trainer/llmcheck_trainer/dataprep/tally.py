@@ -11,7 +11,7 @@ import numpy as np
 from llmcheck_trainer.dataprep.rows import BAD, REASONS
 
 MAX_PLACES = 10  # named for each reason; the count has them all
-_MAX_LENGTH = 1 << 20  # longer rows are counted together
+_MAX_LENGTH = 1 << 20  # longer rows, of megabytes each, are few: they are kept one by one
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 
 
@@ -27,6 +27,25 @@ class _Places:
 
 
 @dataclass
+class _Lengths:
+    """How many rows have which length, exactly."""
+
+    short: Any = field(default_factory=lambda: np.zeros(_MAX_LENGTH + 1, dtype=np.int64))
+    long: list[int] = field(default_factory=list)
+
+    def add(self, lengths: Any) -> None:
+        counts = np.bincount(lengths[lengths <= _MAX_LENGTH], minlength=1)
+        self.short[: len(counts)] += counts
+        self.long += lengths[lengths > _MAX_LENGTH].tolist()
+
+    def counted(self) -> tuple[Any, Any]:
+        """The lengths that occur, in order, and how often each does."""
+        short = np.nonzero(self.short)[0]
+        long, counts = np.unique(np.array(self.long, dtype=np.int64), return_counts=True)
+        return np.concatenate((short, long)), np.concatenate((self.short[short], counts))
+
+
+@dataclass
 class Tally:
     """Counts over one preparation."""
 
@@ -37,8 +56,10 @@ class Tally:
     num_tokens_lost: int = 0
     _left_out: dict[str, _Places] = field(default_factory=dict)
     _truncated: _Places = field(default_factory=_Places)
-    _lengths: Any = field(default_factory=lambda: np.zeros(_MAX_LENGTH + 1, dtype=np.int64))
-    _longest: int = 0
+    num_texts_cut: int = 0  # plain texts that became several rows
+    num_pieces: int = 0  # those rows
+    _talks: _Lengths = field(default_factory=_Lengths)
+    _texts: _Lengths = field(default_factory=_Lengths)
 
     def leave_out(self, reason: str, label: str, line: int, detail: str = "") -> None:
         """A row is not used, for a reason of REASONS."""
@@ -55,12 +76,10 @@ class Tally:
         for line in lines:
             self._truncated.add(label, line)
 
-    def measure(self, lengths: Any) -> None:
-        """Count the lengths of rows, in tokens, before they were cut."""
-        if len(lengths):
-            self._longest = max(self._longest, int(lengths.max()))
-            counts = np.bincount(np.minimum(lengths, _MAX_LENGTH))
-            self._lengths[: len(counts)] += counts
+    def measure(self, lengths: Any, plain: Any) -> None:
+        """Count the lengths of rows, in tokens, before they were cut; which of them are `plain` text, of which nothing is cut off."""
+        self._talks.add(lengths[~plain])
+        self._texts.add(lengths[plain])
 
     @property
     def num_bad(self) -> int:
@@ -76,35 +95,41 @@ class Tally:
         """Rows cut off, and the tokens lost by it."""
         return {"count": self._truncated.count, "num_tokens_lost": self.num_tokens_lost, "first": self._truncated.first}
 
-    def lengths(self, seq_len: int) -> dict[str, Any]:
-        """Tokens of the source rows before cutting: quantiles, a histogram, and what other sequence lengths would cut."""
-        counts = self._lengths
-        total = int(counts.sum())
-        if not total:
+    def pieces(self) -> dict[str, int]:
+        """Plain texts longer than the sequence length, and the rows that they became."""
+        return {"count": self.num_texts_cut, "num_rows": self.num_pieces}
+
+    def lengths(self, seq_len: int, *, drop_long: bool) -> dict[str, Any]:
+        """Tokens of the source rows before cutting: quantiles, a histogram, and what other sequence lengths would cut, or drop."""
+        talks, texts = self._talks.counted(), self._texts.counted()
+        values, places = np.unique(np.concatenate((talks[0], texts[0])), return_inverse=True)
+        counts: Any = np.zeros(len(values), dtype=np.int64)
+        np.add.at(counts, places, np.concatenate((talks[1], texts[1])))
+        if not len(values):
             return {"count": 0, "histogram": [], "by_seq_len": []}
         up_to = np.cumsum(counts)
-        values = np.arange(len(counts))
-        quantiles = {name: int(np.searchsorted(up_to, share * total)) for name, share in _QUANTILES}
+        total, num_tokens, longest = int(up_to[-1]), int((counts * values).sum()), int(values[-1])
         return {
             "count": total,
-            "mean": round(float((counts * values).sum() / total), 1),
-            **quantiles,
-            "max": self._longest,
-            "histogram": _histogram(up_to, self._longest),
-            "by_seq_len": [_cut(counts, values, total, limit) for limit in _limits(seq_len, self._longest)],
+            "mean": round(num_tokens / total, 1),
+            **{name: int(values[np.searchsorted(up_to, share * total)]) for name, share in _QUANTILES},
+            "max": longest,
+            "histogram": _histogram(values, up_to),
+            "by_seq_len": [_cut(*talks, total, num_tokens, limit, drop_long) for limit in _limits(seq_len, longest)],
         }
 
 
-def _histogram(up_to: Any, longest: int) -> list[list[int]]:
+def _histogram(values: Any, up_to: Any) -> list[list[int]]:
     """[longest length of the class, rows in it], by powers of two and their halves."""
     bounds: list[int] = []
     bound = 16
-    while not bounds or bounds[-1] < min(longest, _MAX_LENGTH):
+    while not bounds or bounds[-1] < values[-1]:
         bounds += [bound, bound + bound // 2]
         bound *= 2
     rows, before = [], 0
     for edge in bounds:
-        now = int(up_to[min(edge, _MAX_LENGTH)])
+        place = int(np.searchsorted(values, edge, side="right"))
+        now = int(up_to[place - 1]) if place else 0
         rows.append([edge, now - before])
         before = now
     used = [index for index, (_, number) in enumerate(rows) if number]
@@ -115,18 +140,18 @@ def _limits(seq_len: int, longest: int) -> Sequence[int]:
     """Sequence lengths worth comparing: powers of two from a quarter of the one asked for, to the first that cuts nothing."""
     limits = {seq_len}
     power = 1 << max(seq_len.bit_length() - 3, 4)
-    while power < 2 * longest and power <= _MAX_LENGTH and len(limits) < 8:
+    while power < 2 * longest and len(limits) < 8:
         limits.add(power)
         power *= 2
     return sorted(limits)
 
 
-def _cut(counts: Any, values: Any, total: int, limit: int) -> dict[str, Any]:
-    over = counts[limit + 1 :]
-    lost = int((over * (values[limit + 1 :] - limit)).sum()) if len(over) else 0
-    num_tokens = int((counts * values).sum())
+def _cut(values: Any, counts: Any, total: int, num_tokens: int, limit: int, drop_long: bool) -> dict[str, Any]:
+    """What the length `limit` costs: of conversations (`values` and `counts`), in parts of all rows and tokens."""
+    over = values > limit
+    lost = counts[over] * (values[over] - (0 if drop_long else limit))
     return {
         "seq_len": limit,
-        "rows_cut_fraction": round(float(over.sum() / total), 6) if len(over) else 0.0,
-        "tokens_cut_fraction": round(lost / num_tokens, 6) if num_tokens else 0.0,
+        "rows_cut_fraction": round(int(counts[over].sum()) / total, 6),
+        "tokens_cut_fraction": round(int(lost.sum()) / num_tokens, 6) if num_tokens else 0.0,
     }

@@ -59,6 +59,8 @@ class Template:
             if turn.role != "assistant":
                 pending += self._form(turn).fill(turn)
                 continue
+            if turn.calls_tools:
+                raise BadRowError("template", f"the template {self.name} has no form for an answer that calls tools")
             pending += self.prompt
             answer = self.answer[0] + turn.content + self.answer[1]
             if turn.learn and turn.content.strip():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import numpy as np
+
 from llmcheck.errors import UserError
 from llmcheck_trainer.dataprep import store, templates
 from llmcheck_trainer.dataprep import tokenizer as tokenizers_
@@ -59,7 +61,7 @@ class Work:
         """Read, encode and write the rows of one source."""
         for rows in source.read(advance):
             self.take_rows(place, source, rows)
-            judge(self._settings, self._tally, finished=False)
+            judge(self._settings, self._tally, self._renderer, finished=False)
 
     def take_rows(self, place: int, source: Source, rows: Rows) -> None:
         """Likewise some rows of it."""
@@ -131,7 +133,11 @@ class Work:
         tally.truncate(source.label, arrays.truncated_lines.tolist())
         tally.leave_all_out("no-supervised-token", source.label, arrays.unsupervised_lines.tolist())
         tally.leave_all_out("too-long", source.label, arrays.too_long_lines.tolist())
-        tally.measure(arrays.full_lengths)
+        plain = np.array(batch.plain, dtype=bool)
+        tally.measure(arrays.full_lengths, plain)
+        cut = np.array(batch.lines, dtype=np.int64)[plain & (arrays.full_lengths > settings.seq_len)]
+        tally.num_texts_cut += len(cut)
+        tally.num_pieces += int(np.isin(arrays.lines, cut).sum())
 
 
 def _read(value: Any, read: Reader) -> Sample | BadRowError:
@@ -144,7 +150,7 @@ def _read(value: Any, read: Reader) -> Sample | BadRowError:
         return reason
 
 
-def judge(settings: Settings, tally: Tally, *, finished: bool) -> None:
+def judge(settings: Settings, tally: Tally, renderer: Renderer | None, *, finished: bool) -> None:
     """Raise UserError when too many rows are bad to go on, or nothing is left in the end."""
     bad, total, limit = tally.num_bad, tally.num_source_rows, settings.max_bad
     none_good = total >= EARLY_ROWS and bad == total
@@ -160,12 +166,21 @@ def judge(settings: Settings, tally: Tally, *, finished: bool) -> None:
         code="data",
         where=f"{first['file']}, row or line {first['line']}" if first else ", ".join(settings.files[:3]),
         why=f"{REASONS[reason]}; {first.get('detail', '')}".rstrip("; ") if first else "the files are empty",
-        hint=_way_out(reason, settings),
+        hint=_way_out(reason, settings, left_out=isinstance(renderer, ChatTemplate) and renderer.num_missing > 0),
     )
 
 
-def _way_out(reason: str, settings: Settings) -> str:
+def _way_out(reason: str, settings: Settings, *, left_out: bool) -> str:
+    """What to do next; `left_out`: answers were not found in what the chat template makes of them."""
+    if reason == "no-supervised-token" and left_out:
+        return "nothing was written; the chat template leaves answers out, or changes them: is it one? choose another --template"
     if reason in ("no-supervised-token", "too-long"):
         return f"nothing was written; {settings.seq_len} tokens leave no room for answers: longer sequences, or a shorter template"
+    if not reason:
+        return "nothing was written; are these the right files?"
+    if reason == "not-utf8":
+        return "nothing was written; text must be UTF-8; a file of GB18030: iconv -f GB18030 -t UTF-8 FILE > NEW"
+    if reason == "template":
+        return "nothing was written; choose another --template, or mend the rows"
     more = ", or allow more with --max-bad" if settings.max_bad is not None else "; is --rows-are right?"
     return "nothing was written; mend the rows" + more
