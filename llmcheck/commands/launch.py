@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         gpus_per_node=cluster.gpus_per_node,
         gpu=_accelerator(cluster.gpu.name) if args.target == "skypilot" else cluster.gpu.name,
         host_bytes_per_node=plan_file.plan.memory.host.host_bytes_per_node,
+        cpus_per_gpu=jobs.CPUS_PER_GPU if plan_file.plan.recipe.offload == "none" else jobs.CPUS_PER_GPU_OFFLOADED,
         env=plan_file.launch.env,
         words=("-m", launcher.MODULE, "--plan", path, *launcher.words_of(settings)),
     )

@@ -12,6 +12,9 @@ PORT = 29500
 STOP_S = {"slurm": 120, "kubernetes": 300}  # from the request to stop to the end: time to save
 # torchrun kills its ranks 30 s after a request (torch/distributed/launcher/api.py, 2.13), unless this says otherwise.
 SHUTDOWN_VARIABLE, SHUTDOWN_MARGIN_S = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 10
+# SLURM gives a task one processor where nothing is said, and all ranks of a node are one task. A rank keeps four busy: Python, autograd's,
+# NCCL's thread, one that copies or reads. With the optimizer on the CPU the plan's times are those of 16 (data/steptime.toml, [offload]).
+CPUS_PER_GPU, CPUS_PER_GPU_OFFLOADED = 4, 16
 HOST_MARGIN = 1.25  # of the plan's host memory: the file cache of mapped weights and data is wanted, too
 
 
@@ -25,6 +28,7 @@ class Job:
     gpus_per_node: int
     gpu: str  # as the system calls it
     host_bytes_per_node: int
+    cpus_per_gpu: int
     env: Mapping[str, str]
     words: tuple[str, ...]
 
@@ -65,6 +69,7 @@ def slurm(job: Job) -> str:
 #SBATCH --nodes={job.num_nodes}
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={job.gpus_per_node}
+#SBATCH --cpus-per-gpu={job.cpus_per_gpu}
 #SBATCH --mem={job.host_gib}G
 #SBATCH --signal=TERM@{STOP_S["slurm"]}
 #SBATCH --requeue

@@ -224,6 +224,14 @@ def test_job_files_hold_the_same_command(nodes: int, tmp_path: Path, llmcheck: A
     assert sky["resources"]["accelerators"] == "H100:8"
 
 
+@pytest.mark.parametrize(("offload", "number"), [("none", 4), ("optimizer", 16)])
+def test_slurm_gives_each_rank_processors(offload: str, number: int, tmp_path: Path, llmcheck: Any) -> None:
+    plan = make_plan(llmcheck, tmp_path / "plan.json", "--gpus", "8", "--offload", offload)
+    script = llmcheck("launch", "--for", "slurm", "--plan", plan, "--data", tmp_path / "d", "--output", tmp_path / "o")[1]
+
+    assert f"#SBATCH --cpus-per-gpu={number}\n" in script
+
+
 @pytest.mark.parametrize(
     ("target", "words"),
     [
