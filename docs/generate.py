@@ -76,20 +76,9 @@ def plan_schema() -> Schema:
         "launch": _object(planfile.Launch, "launch", say),
         "allowed": _list(_object(planfile.Allowed, "allowed[]", say)),
     }
-    for name, schema in properties.items():
-        schema["description"] = say.of(name)
-    unused = sorted(set(say.words) - say.used)
-    if say.missing or unused:
-        raise SystemExit(f"docs/plan_fields.toml: no words for {say.missing}, words for keys that do not exist: {unused}")
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "llmcheck plan file, version 1",
-        "description": "What `llmcheck plan --format json` prints and `--out` writes. Bytes and seconds throughout.",
-        "type": "object",
-        "required": [name for name in properties if name != "allowed"],  # `llmcheck train --allow` adds it
-        "additionalProperties": False,
-        "properties": properties,
-    }
+    # `llmcheck train --allow` adds "allowed"
+    what = "What `llmcheck plan --format json` prints and `--out` writes. Bytes and seconds throughout."
+    return _document("llmcheck plan file, version 1", what, properties, say, optional=("allowed",))
 
 
 def report_schema() -> Schema:
@@ -119,20 +108,7 @@ def report_schema() -> Schema:
         "summary": {"type": "object", "required": list(counts), "additionalProperties": False, "properties": counts},
         "notes": {"type": "array", "items": {"type": "string"}},
     }
-    for name, schema in properties.items():
-        schema["description"] = say.of(name)
-    unused = sorted(set(say.words) - say.used)
-    if say.missing or unused:
-        raise SystemExit(f"docs/report_fields.toml: no words for {say.missing}, words for keys that do not exist: {unused}")
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "llmcheck report, version 1",
-        "description": "What `llmcheck doctor --format json` prints.",
-        "type": "object",
-        "required": list(properties),
-        "additionalProperties": False,
-        "properties": properties,
-    }
+    return _document("llmcheck report, version 1", "What `llmcheck doctor --format json` prints.", properties, say)
 
 
 def compare_schema() -> Schema:
@@ -150,17 +126,22 @@ def compare_schema() -> Schema:
         "rows": _list(_object(Row, "rows[]", say, more=more)),
         "notes": _list({"type": "string"}),
     }
+    return _document("llmcheck comparison, version 1", "What `llmcheck compare --format json` prints.", properties, say)
+
+
+def _document(title: str, what: str, properties: dict[str, Schema], say: Describer, *, optional: tuple[str, ...] = ()) -> Schema:
+    """A whole schema, each key of it with its words."""
     for name, schema in properties.items():
         schema["description"] = say.of(name)
     unused = sorted(set(say.words) - say.used)
     if say.missing or unused:
-        raise SystemExit(f"docs/compare_fields.toml: no words for {say.missing}, words for keys that do not exist: {unused}")
+        raise SystemExit(f"{title}: no words in docs for {say.missing}, words for keys that do not exist: {unused}")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "llmcheck comparison, version 1",
-        "description": "What `llmcheck compare --format json` prints.",
+        "title": title,
+        "description": what,
         "type": "object",
-        "required": list(properties),
+        "required": [name for name in properties if name not in optional],
         "additionalProperties": False,
         "properties": properties,
     }

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from llmcheck.shadow.tape import Storage, cur
 from llmcheck.shadow.tensor import Param, Shape, Tensor
 
+_FIRST = 1 << 62  # creation number of what runs before all else
+
 
 class Node:
     """One backward function. `fn(saved, grad) -> gradients`, one for each of `edges`."""
@@ -54,13 +56,13 @@ class OwningNode(Node):
         self.saved = saved
 
 
-class AccumulateGrad(Node):
-    """Stores or adds a parameter's gradient, then calls the parameter's hook."""
+class Accumulator(Node):
+    """The end of a graph: takes a leaf's gradient as soon as it is there."""
 
-    __slots__ = ("param",)
+    __slots__ = ()
 
-    def __init__(self, param: Param) -> None:
-        self.seq = 1 << 62
+    def __init__(self) -> None:
+        self.seq = _FIRST
         self.edges = None
         self.fn = None
         self.saved = None
@@ -70,6 +72,19 @@ class AccumulateGrad(Node):
         self.deps = 0
         self.slots = 1
         self.seen = 0
+
+    def run(self) -> None:
+        """Take the gradient out of `buf`."""
+        raise NotImplementedError
+
+
+class AccumulateGrad(Accumulator):
+    """Stores or adds a parameter's gradient, then calls the parameter's hook."""
+
+    __slots__ = ("param",)
+
+    def __init__(self, param: Param) -> None:
+        super().__init__()
         self.param = param
 
     def run(self) -> None:
@@ -99,22 +114,13 @@ def edges_of(inputs: Sequence[Tensor | None]) -> list[tuple[Node, int] | None]:
     return out
 
 
-class LeafAccumulate(Node):
+class LeafAccumulate(Accumulator):
     """The accumulator of a plain tensor made a leaf (`enable_input_require_grads`): keeps `.grad` on the tensor."""
 
     __slots__ = ("tensor", "__weakref__")
 
     def __init__(self, tensor: Tensor) -> None:
-        self.seq = 1 << 62
-        self.edges = None
-        self.fn = None
-        self.saved = None
-        self.packed = False
-        self.shapes = None
-        self.buf = None
-        self.deps = 0
-        self.slots = 1
-        self.seen = 0
+        super().__init__()
         self.tensor = tensor
 
     def run(self) -> None:
@@ -319,7 +325,7 @@ def backward_from(start: Node) -> None:
                     o = None
                 n.deps -= 1
                 if n.deps == 0:
-                    if n.seq >= 1 << 62:
+                    if n.seq >= _FIRST:
                         if n.buf is not None:
                             n.run()  # type: ignore[union-attr]
                     else:
