@@ -121,13 +121,19 @@ class UnfusedFp16(_Replicated):
 
 
 class Plain(_Replicated):
-    """Stage 0 in fp32: the optimizer itself."""
+    """Stage 0 in fp32, and with adam-bf16: the optimizer itself."""
+
+    counts: Storage | None = None
 
     def initialize(self, flatten_on_device: bool) -> None:
         cur.category = "activations"
 
     def step(self) -> None:
         self.optimizer.step([p.numel for p in self.params])
+        if self.optimizer.kind == "adam-bf16" and self.counts is None:
+            cur.category = "optimizer_states"
+            self.counts = Storage(8 * len(self.params))  # its steps, counted on the device
+            cur.category = "activations"
         for p in self.params:
             p.grad = None
 

@@ -16,6 +16,7 @@ from llmcheck.shadow.tape import Tape, cur
 from llmcheck.shadow.tensor import Param, Tensor
 from llmcheck.shadow.zero.coordinator import GATHER_STREAM
 from llmcheck.shadow.zero.partition import AVAILABLE, NOT_AVAILABLE, Stage3Build
+from llmcheck.shadow.zero.stage0 import Plain
 from llmcheck.shadow.zero.stage3 import REDUCE_STREAM, Stage3
 from llmcheck.shadow.zero.stage12 import Partition, Stage12
 
@@ -109,6 +110,17 @@ def test_initialize_through_the_host_never_holds_two_copies(tape: Tape) -> None:
     weights = [e for e in signed(tape, start) if abs(e) in (1200, 800, 2000)][:3]
 
     assert weights == [-1200, -800, 2000]
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("adam-bf16", [16]), ("adamw", [])])
+def test_adam_in_bf16_counts_its_steps_on_the_device_where_it_clips_itself(tape: Tape, kind: Any, counts: list[int]) -> None:
+    params = [Param((60,), 2), Param((50,), 2)]
+    engine = Plain(params, settings_of(0, 1), rank=0, world=1, item=2, optimizer=OptimizerState(kind, 2))
+    engine.initialize(True)
+    engine.step()
+    engine.step()
+
+    assert signed(tape, 0) == [120, 100, 120, 120, 100, 100, *counts]  # weights, moments
 
 
 def test_a_gradient_moves_into_the_bucket(tape: Tape) -> None:
