@@ -239,6 +239,19 @@ def test_a_template_that_leaves_answers_out_is_blamed_and_not_the_length(run: An
     assert "the chat template leaves answers out" in (caught.value.hint or "")
 
 
+def test_what_only_chat_templates_have_a_form_for_is_told(run: Any, jsonl: Rows) -> None:
+    asked = {"role": "user", "content": "Q"}
+    rows = [
+        {"messages": [asked, {"role": "assistant", "content": "A"}], "tools": [{"name": "f"}]},
+        {"messages": [asked, {"role": "assistant", "content": "A", "reasoning_content": "Hm."}]},
+        {"messages": [asked, {"role": "assistant", "content": "A"}]},
+    ]
+    assert run(jsonl(*rows), template="belle").manifest["notes"] == [
+        "1 conversation loses lists of tools: the template belle has no form for them",
+        "1 conversation loses thoughts beside answers: the template belle has no form for them",
+    ]
+
+
 def test_rows_that_are_learnt_twice_are_told(run: Any, jsonl: Rows) -> None:
     one, copy, other = jsonl(GOOD, name="a.jsonl"), jsonl(GOOD, name="b.jsonl"), jsonl({**GOOD, "output": "Red."}, name="c.jsonl")
     notes = run(one, other, copy, one).manifest["notes"]

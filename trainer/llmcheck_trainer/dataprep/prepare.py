@@ -227,7 +227,7 @@ def _manifest(
     asked: dict[str, Any],
     tally: Tally,
 ) -> dict[str, Any]:
-    notes = [*tokenizer.notes, *_template_notes(tokenizer, renderer), *_repeated(sources)]
+    notes = [*tokenizer.notes, *_template_notes(tokenizer, renderer, tally), *_repeated(sources)]
     listed = [{"path": each.label, "sha256": each.sha256, "num_bytes": each.num_bytes, "num_rows": each.num_rows} for each in sources]
     inputs = hashlib.sha256(json.dumps([asked, [each["sha256"] for each in listed]], sort_keys=True).encode()).hexdigest()
     name = None if renderer is None else renderer.name
@@ -269,8 +269,12 @@ def _repeated(sources: Iterable[Source]) -> list[str]:
     return notes
 
 
-def _template_notes(tokenizer: tokenizers_.Tokenizer, renderer: Renderer | None) -> list[str]:
+def _template_notes(tokenizer: tokenizers_.Tokenizer, renderer: Renderer | None, tally: Tally) -> list[str]:
     notes = []
+    for number, what in ((tally.num_without_tools, "lists of tools"), (tally.num_without_thoughts, "thoughts beside answers")):
+        if number and renderer is not None:
+            rows = f"{number:,} conversations lose" if number > 1 else "1 conversation loses"
+            notes.append(f"{rows} {what}: the template {renderer.name} has no form for them")
     if isinstance(renderer, ChatTemplate) and renderer.num_missing:
         notes.append(f"{renderer.num_missing} answers are not learnt: they cannot be found again in what the chat template makes of them")
     if isinstance(renderer, ChatTemplate) and renderer.num_endless:

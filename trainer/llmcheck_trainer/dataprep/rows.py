@@ -93,7 +93,12 @@ class Turn(NamedTuple):
     @property
     def says_something(self) -> bool:
         """Whether there is anything in it to learn: an id or a date beside an empty answer is nothing."""
-        return bool(self.content.strip()) or self.calls_tools or (self.extra is not None and any(self.extra.get(key) for key in _THOUGHTS))
+        return bool(self.content.strip()) or self.calls_tools or self.thinks
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it has thoughts beside its content, which only chat templates have a form for."""
+        return self.extra is not None and any(self.extra.get(key) for key in _THOUGHTS)
 
 
 @dataclass(slots=True)

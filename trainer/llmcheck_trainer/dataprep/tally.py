@@ -58,6 +58,8 @@ class Tally:
     _truncated: _Places = field(default_factory=_Places)
     num_texts_cut: int = 0  # plain texts that became several rows
     num_pieces: int = 0  # those rows
+    num_without_tools: int = 0  # conversations whose list of tools the template has no form for
+    num_without_thoughts: int = 0  # likewise thoughts beside an answer
     _talks: _Lengths = field(default_factory=_Lengths)
     _texts: _Lengths = field(default_factory=_Lengths)
 

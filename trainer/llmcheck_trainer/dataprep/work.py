@@ -115,6 +115,9 @@ class Work:
                 segments = rendered[line] if isinstance(renderer, ChatTemplate) else renderer.segments(sample)
                 if isinstance(segments, BadRowError):
                     raise segments
+                if not isinstance(renderer, ChatTemplate):
+                    self._tally.num_without_tools += bool(sample.tools)
+                    self._tally.num_without_thoughts += any(turn.thinks for turn in sample.turns)
                 yield line, segments, False
             except BadRowError as reason:
                 self._tally.leave_out(reason.reason, source.label, line, reason.detail)
