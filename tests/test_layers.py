@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up. A module may import from the lines below its own, and from its own name; not from its neighbours on the line.
 # A longer name beats a shorter one: planner.plan holds values and so lies far below the rest of planner.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("llmcheck.errors", "llmcheck.units", "llmcheck.types", "llmcheck.collector"),
+    ("llmcheck.errors", "llmcheck.units", "llmcheck.types", "llmcheck.collector", "llmcheck.shellwords"),
     ("llmcheck.paths",),
     ("llmcheck.toml", "llmcheck.jsonfile", "llmcheck.files", "llmcheck.console", "llmcheck.cachefile"),
     ("llmcheck.progress", "llmcheck.lock"),

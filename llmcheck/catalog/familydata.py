@@ -9,6 +9,8 @@ from typing import Any
 
 from llmcheck.catalog import tables
 
+_FILE, _HEADER = "families.toml", "[family."
+
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyData:
@@ -28,20 +30,15 @@ class FamilyData:
     attention_targets: tuple[str, ...]
 
 
-@cache
-def _blocks() -> dict[str, str]:
-    return {block[: block.index("]")]: block[block.index("\n") :] for block in tables.blocks("families.toml", "[family.")}
-
-
 def names() -> tuple[str, ...]:
     """Every family of the file, by transformers' model_type."""
-    return tuple(sorted(_blocks()))
+    return tuple(sorted(tables.by_name(_FILE, _HEADER)))
 
 
 @cache
 def family_data(name: str) -> FamilyData | None:
     """The configuration class of a model_type, or None where it is not known."""
-    block = _blocks().get(name)
+    block = tables.by_name(_FILE, _HEADER).get(name)
     if block is None:
         return None
     table = tables.parse(block)

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from llmcheck.catalog import tables
 
+_FILE, _HEADER = "layers.toml", "[family."
+
 
 class LayerData(NamedTuple):
     """One family's layer; the defaults are the usual one. The file says what each field means."""
@@ -32,20 +34,15 @@ class LayerData(NamedTuple):
     dropout: float = 0.0
 
 
-@cache
-def _blocks() -> dict[str, str]:
-    return {block[: block.index("]")]: block[block.index("\n") :] for block in tables.blocks("layers.toml", "[family.")}
-
-
 def names() -> tuple[str, ...]:
     """Every family of the file, by transformers' model_type."""
-    return tuple(sorted(_blocks()))
+    return tuple(sorted(tables.by_name(_FILE, _HEADER)))
 
 
 @cache
 def layer_data(family: str) -> LayerData:
     """The layer of a model_type; the usual one where the file has none."""
-    block = _blocks().get(family)
+    block = tables.by_name(_FILE, _HEADER).get(family)
     if block is None:
         return LayerData()
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in tables.parse(block).items()}

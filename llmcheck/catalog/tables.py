@@ -18,6 +18,12 @@ def blocks(file: str, header: str) -> tuple[str, ...]:
         return tuple(data.read().split("\n" + header)[1:])
 
 
+@cache
+def by_name(file: str, header: str) -> dict[str, str]:
+    """The texts of the tables whose lines begin with `header` and go on with a name and a bracket, by that name."""
+    return {block[: block.index("]")]: block[block.index("\n") :] for block in blocks(file, header)}
+
+
 def strings(block: str, key: str) -> tuple[str, ...]:
     """The quoted strings of `key`'s line in a block, without parsing it; empty when the block has no such line."""
     start = block.find(f"\n{key} = ")

@@ -98,7 +98,7 @@ def _hosts(path: str | None, num_nodes: int, gpus_per_node: int) -> list[str]:
             code="hostfile",
             where=where,
             why=found.bad[0][1],
-            hint="one line a node: `worker-0 slots=8`",
+            hint=_HOSTFILE_HINT,
         )
     if found.duplicates:
         hint = "give each host one line, with all of its slots"

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from llmcheck.planner.plan import Plan
+from llmcheck.shellwords import quoted
 
 
 def next_steps(plan: Plan, args: argparse.Namespace, *, explicit: bool) -> tuple[str, ...]:
@@ -74,10 +75,3 @@ def _given(args: argparse.Namespace, instead: Sequence[str] = ()) -> list[str]:
             continue
         words += [flag] if value is True else [flag, f"{value:.12g}" if isinstance(value, float) else str(value)]
     return words
-
-
-def quoted(word: str) -> str:
-    """`word` for a POSIX shell (shlex.quote, whose import costs more than this command line)."""
-    if word and all(c.isascii() and (c.isalnum() or c in "@%+=:,./-_") for c in word):
-        return word
-    return "'" + word.replace("'", "'\"'\"'") + "'"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmcheck.logs.match import Group, ScanResult, TracebackGroup, Undecided
 from llmcheck.logs.tracebacks import choose, is_messenger
-from llmcheck.rules.rule import CONFIDENCES, ROLES, SEVERITIES, LogPattern
+from llmcheck.rules.rule import CONFIDENCES, ROLES, SEVERITIES, log_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class Cause:
     @property
     def candidates(self) -> tuple[str, ...]:
         """Slugs of what may be behind it, likeliest first."""
-        return (_log(self.group).cause, *_log(self.group).candidates)
+        log = log_of(self.group.rule)
+        return (log.cause, *log.candidates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +49,15 @@ def diagnose(results: Sequence[ScanResult]) -> Diagnosis:
     exception = choose(traceback for result in results for traceback in result.tracebacks)
     found = [group for group in _merge(results) if not is_placed(group) or _is_of(group, exception)]
     groups = sorted(without_echoes(found), key=lambda group: _rank_of(group, order))
-    roots = [group for group in groups if _log(group).role == "root"]
+    roots = [group for group in groups if log_of(group.rule).role == "root"]
     effects: dict[int, list[Group]] = {id(root): [] for root in roots}
     heads = list(roots)
     for group in groups:
-        if _log(group).role != "cascade":
+        if log_of(group.rule).role != "cascade":
             continue
         root = _explanation(group, roots)
         if root is None and group.rule.confidence == "low":  # "a worker failed" says nothing that a surer effect has not said
-            root = next((head for head in heads if _log(head).role == "cascade" and _severity(head) <= _severity(group)), None)
+            root = next((head for head in heads if log_of(head.rule).role == "cascade" and _severity(head) <= _severity(group)), None)
         if root is None:
             heads.append(group)
             effects[id(group)] = []
@@ -65,7 +66,7 @@ def diagnose(results: Sequence[ScanResult]) -> Diagnosis:
     context: dict[int, list[Group]] = {id(head): [] for head in heads}
     loose: list[Group] = []
     for group in groups:
-        if _log(group).role == "context":
+        if log_of(group.rule).role == "context":
             head = next((head for head in heads if _related(group, head)), None)
             (loose if head is None else context[id(head)]).append(group)
     # Effects in the order in which they happened: that is how a run falls apart.
@@ -89,18 +90,20 @@ def without_echoes(groups: Sequence[Group]) -> list[Group]:
     """`groups` without the causes of low confidence that say of a line in general what a surer signature says of it exactly, and without
     guesses from where an exception was raised if anything else is known of it, or of why the run ended.
     """
-    exact = {place for group in groups if group.rule.confidence != "low" and _log(group).role != "context" for place in _places(group)}
+    exact = {
+        place for group in groups if group.rule.confidence != "low" and log_of(group.rule).role != "context" for place in _places(group)
+    }
     kept = [group for group in groups if not _is_general(group) or not exact.issuperset(_places(group))]
     sure = [group for group in kept if not is_placed(group)]
-    if any(_log(group).role == "root" and group.rule.severity == "error" for group in sure):
+    if any(log_of(group.rule).role == "root" and group.rule.severity == "error" for group in sure):
         return sure
-    told = {place for group in sure if _log(group).role != "context" for place in _places(group)}
+    told = {place for group in sure if log_of(group.rule).role != "context" for place in _places(group)}
     return [group for group in kept if not is_placed(group) or told.isdisjoint(_places(group))]
 
 
 def is_placed(group: Group) -> bool:
     """True for a guess from where an exception was raised."""
-    return bool(_log(group).raised_in)
+    return bool(log_of(group.rule).raised_in)
 
 
 def _is_of(group: Group, exception: TracebackGroup | None) -> bool:
@@ -111,7 +114,7 @@ def _is_of(group: Group, exception: TracebackGroup | None) -> bool:
 
 
 def _is_general(group: Group) -> bool:
-    return group.rule.confidence == "low" and _log(group).role == "root"
+    return group.rule.confidence == "low" and log_of(group.rule).role == "root"
 
 
 def _places(group: Group) -> set[tuple[str, int]]:
@@ -162,7 +165,7 @@ def _rank_of(group: Group, order: dict[str, int]) -> tuple[int, int, bool, int, 
     """Causes before effects, errors before notes, guesses last; else what came first caused the rest. On one line the more specific
     signature knows more: the one that asks for lines around it, then the one with the longer pattern.
     """
-    rule, log = group.rule, _log(group)
+    rule, log = group.rule, log_of(group.rule)
     return (
         ROLES.index(log.role),
         SEVERITIES.index(rule.severity),
@@ -189,23 +192,18 @@ def _explanation(effect: Group, roots: Sequence[Group]) -> Group | None:
         same = root.first.source == effect.first.source
         before = same and root.first.offset <= effect.first.offset
         distance = abs(root.first.offset - effect.first.offset) if same else 0
-        return (_names(effect, root), _log(root).family == _log(effect).family, before, same, -distance)
+        return (_names(effect, root), log_of(root.rule).family == log_of(effect.rule).family, before, same, -distance)
 
     return max(able, key=fitness)
 
 
 def _names(effect: Group, root: Group) -> bool:
-    return _log(root).cause in (_log(effect).cause, *_log(effect).candidates)
+    return log_of(root.rule).cause in (log_of(effect.rule).cause, *log_of(effect.rule).candidates)
 
 
 def _related(note: Group, head: Group) -> bool:
-    return _log(note).family == _log(head).family or _names(head, note) or _names(note, head)
+    return log_of(note.rule).family == log_of(head.rule).family or _names(head, note) or _names(note, head)
 
 
 def _severity(group: Group) -> int:
     return SEVERITIES.index(group.rule.severity)
-
-
-def _log(group: Group) -> LogPattern:
-    assert group.rule.log is not None
-    return group.rule.log

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from llmcheck.logs.match import Group, Match, Raised, TracebackGroup
 from llmcheck.logs.tracebacks import is_messenger
-from llmcheck.rules.rule import LogPattern, Rule
+from llmcheck.rules.rule import Rule, log_of
 
 MAX_LINES_AFTER = 300  # of a log after a traceback: a run that writes more has gone on, so that the exception did not end it
 MAX_TAIL_BYTES = 128 << 10  # of a log's end, in which a run is looked for that goes on after a traceback
@@ -58,10 +58,10 @@ def placed(
 
 def _rule_of(rules: Sequence[Rule], raised: Raised, compiled: Callable[[str], re.Pattern[str]]) -> Rule | None:
     """The first rule about the innermost frame that any rule is about."""
-    able = [rule for rule in rules if compiled(_log(rule).pattern).search(raised.text) is not None]
+    able = [rule for rule in rules if compiled(log_of(rule).pattern).search(raised.text) is not None]
     for frame in [*map(_frame, raised.frames), ANYWHERE] if able else ():
         for rule in able:
-            if any(part in frame for part in _log(rule).raised_in):
+            if any(part in frame for part in log_of(rule).raised_in):
                 return rule
     return None
 
@@ -84,8 +84,3 @@ def _in_cleanup(raised: Raised) -> bool:
 
 def _match(raised: Raised, source: str, rank: int | None) -> Match:
     return Match(source=source, line=raised.line, offset=raised.offset, text=raised.text[:_MAX_TEXT_CHARS], rank=rank)
-
-
-def _log(rule: Rule) -> LogPattern:
-    assert rule.log is not None
-    return rule.log

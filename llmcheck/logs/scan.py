@@ -21,7 +21,7 @@ from llmcheck.logs.signatures import Signatures
 from llmcheck.logs.source import Chunk, Source
 from llmcheck.logs.tracebacks import Collector, Fold, begins
 from llmcheck.rules.patterns import WINDOW_CHARS
-from llmcheck.rules.rule import Context, LogPattern, Rule
+from llmcheck.rules.rule import Context, LogPattern, log_of
 
 MAX_TEXT_CHARS = 500  # of a line that is kept to be shown
 MAX_CAPTURE_CHARS = 200
@@ -93,8 +93,8 @@ class Scanner:
         self._clock = clock
         self._states = [
             _State(
-                above=[Above(context=context, confirm=self._confirm(index, context)) for context in _log(rule).above],
-                below=[Below(context=context, confirm=self._confirm(index, context)) for context in _log(rule).below],
+                above=[Above(context=context, confirm=self._confirm(index, context)) for context in log_of(rule).above],
+                below=[Below(context=context, confirm=self._confirm(index, context)) for context in log_of(rule).below],
             )
             for index, rule in enumerate(signatures.rules)
         ]
@@ -221,7 +221,7 @@ class Scanner:
         contexts_first = state.num_out_of_context >= CONTEXTS_FIRST
         if contexts_first and not self._in_context(state, line, page):
             return
-        log = _log(self._signatures.rules[rule])
+        log = log_of(self._signatures.rules[rule])
         text = page.strip(line).text
         if not any(literal in text for literal in log.literal):
             return
@@ -260,7 +260,7 @@ class Scanner:
 
     def _extend(self, candidate: _Candidate, page: Page, after: Line | None) -> bool:
         """Give a window the lines that it lacks; False when it wants more than the page has."""
-        wanted = _log(self._signatures.rules[candidate.rule]).lines
+        wanted = log_of(self._signatures.rules[candidate.rule]).lines
         most = wanted * self._limits.foreign_lines_per_line
         for line in page.lines_after(after):
             other = page.strip(line)
@@ -276,7 +276,7 @@ class Scanner:
         """Search the pattern, the window being whole."""
         candidate.judged = True
         rule = self._signatures.rules[candidate.rule]
-        log = _log(rule)
+        log = log_of(rule)
         found = candidate.found
         if found is None:
             found = self._search(candidate.rule, log.pattern, "\n".join(candidate.texts)[:WINDOW_CHARS], candidate.line.number)
@@ -318,7 +318,7 @@ class Scanner:
     def _accept(self, rule: int, match: Match) -> None:
         state, limits = self._states[rule], self._limits
         state.num_matches += 1
-        log = _log(self._signatures.rules[rule])
+        log = log_of(self._signatures.rules[rule])
         key = tuple((name, match.captures.get(name, "")) for name in log.group_by)
         if key not in state.groups and len(state.groups) >= limits.num_groups:
             key = OTHERS
@@ -358,7 +358,7 @@ class Scanner:
         for index, state in enumerate(self._states):
             if not state.pending:
                 continue
-            log = _log(self._signatures.rules[index])
+            log = log_of(self._signatures.rules[index])
             furthest = max(context.within for context in log.below)
             waiting = []
             for candidate in state.pending:
@@ -417,7 +417,7 @@ class Scanner:
             data, line = state.last_unmatched
             state.num_unmatched -= 1
             page = Page(Chunk(data, line.offset), line.number)
-            log, matches = _log(self._signatures.rules[rule]), self._limits.num_matches
+            log, matches = log_of(self._signatures.rules[rule]), self._limits.num_matches
             if log.lines == 1 and not log.below:
                 clean = page.clean(Line(0, len(data), line.number, line.offset))
                 if _level_counts(log, clean) and any(literal in clean.text for literal in log.literal) and state.num_matches >= matches:
@@ -446,11 +446,6 @@ def scan_text(text: str, signatures: Signatures, name: str = "-") -> ScanResult:
     scanner = Scanner(signatures, name)
     scanner.feed(Chunk(text.encode("utf-8", "replace"), 0))
     return scanner.finish()
-
-
-def _log(rule: Rule) -> LogPattern:
-    assert rule.log is not None
-    return rule.log
 
 
 def _level_counts(log: LogPattern, line: Clean) -> bool:

@@ -9,7 +9,7 @@ from llmcheck.logs.prefilter import Engine, Hits, make_prefilter
 from llmcheck.logs.screen import thin_out
 from llmcheck.logs.tracebacks import HEADER
 from llmcheck.rules.patterns import is_searchable
-from llmcheck.rules.rule import LogPattern, Rule
+from llmcheck.rules.rule import Rule, log_of
 
 _MAX_KEPT_SETS = 10_000  # of literals that stood on one line, with their rules
 
@@ -19,11 +19,11 @@ class Signatures:
 
     def __init__(self, rules: Iterable[Rule], engine: Engine | None = None) -> None:
         wanted = [rule for rule in rules if rule.log is not None and rule.status != "removed"]
-        self.rules = tuple(rule for rule in wanted if not _log(rule).raised_in)
-        self.places = tuple(rule for rule in wanted if _log(rule).raised_in)  # asked about tracebacks only, at the end
+        self.rules = tuple(rule for rule in wanted if not log_of(rule).raised_in)
+        self.places = tuple(rule for rule in wanted if log_of(rule).raised_in)  # asked about tracebacks only, at the end
         table: dict[str, list[int]] = {HEADER: []}  # literal -> rules
         for index, rule in enumerate(self.rules):
-            for literal in dict.fromkeys(_log(rule).literal):
+            for literal in dict.fromkeys(log_of(rule).literal):
                 table.setdefault(literal, []).append(index)
         self.uses = list(table.values())
         self.header = list(table).index(HEADER)
@@ -42,7 +42,7 @@ class Signatures:
         """Patterns that decide together whether a line with the literal can be left out, or None: no line can."""
         if literal not in self._screens:
             self._screens[literal] = None
-            logs = [_log(self.rules[rule]) for rule in self.uses[literal]]
+            logs = [log_of(self.rules[rule]) for rule in self.uses[literal]]
             try:
                 if literal != self.header and all(log.lines == 1 and is_searchable(log.pattern) for log in logs):
                     self._screens[literal] = tuple(self.pattern(log.pattern) for log in logs)
@@ -65,8 +65,3 @@ class Signatures:
         if found is None:
             found = self._patterns[text] = re.compile(text)
         return found
-
-
-def _log(rule: Rule) -> LogPattern:
-    assert rule.log is not None
-    return rule.log

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from llmcheck.shellwords import quoted
 from llmcheck.units import GIB, ceil_div
 
 PORT = 29500
@@ -36,13 +37,6 @@ class Job:
     def host_gib(self) -> int:
         """RAM to ask for on each node."""
         return max(1, ceil_div(int(self.host_bytes_per_node * HOST_MARGIN), GIB))
-
-
-def quoted(word: str) -> str:
-    """`word` for a POSIX shell."""
-    if word and all(c.isascii() and (c.isalnum() or c in "@%+=:,./-_") for c in word):
-        return word
-    return "'" + word.replace("'", "'\"'\"'") + "'"
 
 
 def text(value: str) -> str:

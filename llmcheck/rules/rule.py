@@ -206,3 +206,9 @@ def _comparisons(conditions: tuple[Condition, ...]) -> Iterator[Condition]:
             yield from _comparisons(condition.all)
         else:
             yield condition
+
+
+def log_of(rule: Rule) -> LogPattern:
+    """What a rule about logs looks for."""
+    assert rule.log is not None
+    return rule.log

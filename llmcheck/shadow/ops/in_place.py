@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmcheck.shadow.autograd import attach, begin, keep
-from llmcheck.shadow.ops.pointwise import pointwise_result
+from llmcheck.shadow.ops.pointwise import masked, pointwise_result
 from llmcheck.shadow.ops.views import alias
 from llmcheck.shadow.tape import cur
 from llmcheck.shadow.tensor import Tensor
@@ -51,15 +51,7 @@ def clamp_(t: Tensor) -> Tensor:
     if not (cur.grad and t.req):
         return t
     original = pointwise_result(t)
-    shape, strides = t.shape, t.strides
-
-    def back(s: Any, g: Tensor) -> tuple[Tensor]:
-        masks = (Tensor(shape, 1, None, strides), Tensor(shape, 1, None, strides))
-        res = pointwise_result(g)
-        del masks
-        return (res,)
-
-    return attach(t, begin(back, (t,), (original.st,)))
+    return attach(t, begin(masked(t, 2), (t,), (original.st,)))
 
 
 def scale_(t: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmcheck.shadow.autograd import Like, attach, begin, keep, record
@@ -331,19 +331,24 @@ def dropout(t: Tensor, p: float) -> Tensor:
     return out
 
 
-def clamp(t: Tensor) -> Tensor:
-    """``t.clamp(low, high)``. Backward: two byte masks and the result."""
-    if not (cur.grad and t.req):
-        return pointwise_result(t)
+def masked(t: Tensor, num_masks: int) -> Callable[[Any, Tensor], tuple[Tensor]]:
+    """The backward function of a bounded `t`: a byte mask for each bound, and the result."""
     shape, strides = t.shape, t.strides
 
     def back(s: Any, g: Tensor) -> tuple[Tensor]:
-        masks = (Tensor(shape, 1, None, strides), Tensor(shape, 1, None, strides))
+        masks = [Tensor(shape, 1, None, strides) for _ in range(num_masks)]
         res = pointwise_result(g)
         del masks
         return (res,)
 
-    node = begin(back, (t,), (keep(t),))
+    return back
+
+
+def clamp(t: Tensor) -> Tensor:
+    """``t.clamp(low, high)``. Backward: two byte masks and the result."""
+    if not (cur.grad and t.req):
+        return pointwise_result(t)
+    node = begin(masked(t, 2), (t,), (keep(t),))
     return attach(pointwise_result(t), node)
 
 
@@ -351,13 +356,5 @@ def clamp_max(t: Tensor) -> Tensor:
     """``t.clamp(max=high)``. Backward: one byte mask and the result."""
     if not (cur.grad and t.req):
         return pointwise_result(t)
-    shape, strides = t.shape, t.strides
-
-    def back(s: Any, g: Tensor) -> tuple[Tensor]:
-        mask = Tensor(shape, 1, None, strides)
-        res = pointwise_result(g)
-        del mask
-        return (res,)
-
-    node = begin(back, (t,), (keep(t),))
+    node = begin(masked(t, 1), (t,), (keep(t),))
     return attach(pointwise_result(t), node)

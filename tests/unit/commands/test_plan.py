@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from llmcheck import cli
 from llmcheck.catalog.gpus import find_gpu
 from llmcheck.commands import plan as command
-from llmcheck.commands.next_steps import next_steps, quoted
+from llmcheck.commands.next_steps import next_steps
 from llmcheck.commands.request import request_of
 from llmcheck.errors import UserError
 from llmcheck.planner.plan import Finding, Lever, Plan, SolveResult
 from llmcheck.probe import nvml
+from llmcheck.shellwords import quoted
 from llmcheck.units import GIB
 
 
